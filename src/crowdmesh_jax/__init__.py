@@ -1,0 +1,1 @@
+"""Train one neural network across a crowd of unequal devices that come and go."""

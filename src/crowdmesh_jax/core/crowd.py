@@ -1,0 +1,185 @@
+"""Devices, links and the crowd they form: what the planner knows of the machines.
+
+Knows nothing of models, plans or sockets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NewType
+
+from ..errors import InvalidCrowdError
+from . import values
+
+DeviceId = NewType("DeviceId", str)
+
+LOOPBACK_BYTES_PER_S = 1.0e9
+LOOPBACK_LATENCY_S = 2.0e-4
+LOCAL_FLOPS_PER_S = 1.0e10
+LOCAL_MEMORY_BYTES = 4 * 2**30
+
+
+def _check(who: str, name: str, value: float, *, zero_ok: bool = False) -> None:
+    fine = math.isfinite(value) and (value > 0 or (zero_ok and value == 0))
+    if not fine:
+        bound = ">= 0" if zero_ok else "> 0"
+        raise InvalidCrowdError(f"{who}: {name} must be finite and {bound}, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One machine of the crowd, as the planner sees it."""
+
+    id: DeviceId
+    flops_per_s: float = LOCAL_FLOPS_PER_S
+    """Measured in float32, not the data sheet's figure."""
+    memory_bytes: int = LOCAL_MEMORY_BYTES
+    """Left for training once the system and the runtime have theirs."""
+    speed: float = 1.0
+    """Emulated speed: 1 runs at the machine's own pace, 0.25 four times slower. Real boards: 1."""
+    address: str | None = None
+    """`host:port` where its agent listens; None for agents that a launcher starts."""
+
+    def __post_init__(self) -> None:
+        if not self.id or len(self.id) > 64 or not self.id.isprintable():
+            raise InvalidCrowdError(f"device id must have 1-64 printable characters, got {self.id!r}")
+        who = f"device {self.id!r}"
+        _check(who, "flops_per_s", self.flops_per_s)
+        _check(who, "memory_bytes", self.memory_bytes)
+        _check(who, "speed", self.speed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A one-way link. A transfer of `n` bytes takes `latency_s + n / bandwidth_bytes_per_s`."""
+
+    source: DeviceId
+    target: DeviceId
+    bandwidth_bytes_per_s: float
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        who = f"link {self.source!r} -> {self.target!r}"
+        if self.source == self.target:
+            raise InvalidCrowdError(f"{who}: a device needs no link to itself")
+        _check(who, "bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        _check(who, "latency_s", self.latency_s, zero_ok=True)
+
+    def transfer_s(self, size_bytes: float) -> float:
+        """Seconds from the first byte sent to the last byte received."""
+        return self.latency_s + size_bytes / self.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultLink:
+    """What joins each pair that no `Link` names."""
+
+    bandwidth_bytes_per_s: float = LOOPBACK_BYTES_PER_S
+    latency_s: float = LOOPBACK_LATENCY_S
+
+    def __post_init__(self) -> None:
+        _check("default_link", "bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        _check("default_link", "latency_s", self.latency_s, zero_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """A set of devices and the directed links between them.
+
+    Pairs without a link of their own use `default_link`; with `default_link=None` they cannot talk.
+    """
+
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...] = ()
+    default_link: DefaultLink | None = None
+    _by_id: dict[str, Device] = field(init=False, repr=False, compare=False)
+    _by_pair: dict[tuple[str, str], Link] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_id = {device.id: device for device in self.devices}
+        if not self.devices:
+            raise InvalidCrowdError("a crowd needs at least one device")
+        if len(by_id) != len(self.devices):
+            ids = [device.id for device in self.devices]
+            twice = sorted({i for i in ids if ids.count(i) > 1})
+            raise InvalidCrowdError(f"device ids must differ; {twice[0]!r} stands twice")
+        by_pair: dict[tuple[str, str], Link] = {}
+        for link in self.links:
+            for end in (link.source, link.target):
+                if end not in by_id:
+                    raise InvalidCrowdError(
+                        f"link {link.source!r} -> {link.target!r}: no device {end!r};"
+                        f" known: {', '.join(sorted(by_id))}"
+                    )
+            if (link.source, link.target) in by_pair:
+                raise InvalidCrowdError(f"link {link.source!r} -> {link.target!r} stands twice")
+            by_pair[link.source, link.target] = link
+        object.__setattr__(self, "_by_id", by_id)
+        object.__setattr__(self, "_by_pair", by_pair)
+
+    @classmethod
+    def local(
+        cls,
+        speeds: Sequence[float] = (1.0, 1.0),
+        *,
+        memory_bytes: int = LOCAL_MEMORY_BYTES,
+        bandwidth_bytes_per_s: float = LOOPBACK_BYTES_PER_S,
+        latency_s: float = LOOPBACK_LATENCY_S,
+        flops_per_s: float = LOCAL_FLOPS_PER_S,
+    ) -> Crowd:
+        """Devices `device-0`, `device-1`, ... on this machine, with emulated speeds.
+
+        Args:
+            speeds: One per device, relative to the first-class one at 1.0.
+            flops_per_s: Of a device at speed 1; `profile` replaces it by a measured figure.
+        """
+        devices = tuple(
+            Device(
+                id=DeviceId(f"device-{i}"),
+                flops_per_s=flops_per_s * speed,
+                memory_bytes=memory_bytes,
+                speed=float(speed),
+            )
+            for i, speed in enumerate(speeds)
+        )
+        link = DefaultLink(bandwidth_bytes_per_s=bandwidth_bytes_per_s, latency_s=latency_s)
+        return cls(devices=devices, default_link=link)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Crowd:
+        """Reads a crowd from a TOML or JSON file.
+
+        Raises:
+            FormatError: The file is missing or is no crowd; names the path of the field.
+            InvalidCrowdError: A value is out of range.
+        """
+        return values.load(cls, path)
+
+    def device(self, device_id: str) -> Device:
+        """The device of that id.
+
+        Raises:
+            InvalidCrowdError: There is none; names those there are.
+        """
+        try:
+            return self._by_id[device_id]
+        except KeyError:
+            known = ", ".join(sorted(self._by_id))
+            raise InvalidCrowdError(f"no device {device_id!r} in the crowd; known: {known}") from None
+
+    def link(self, source: str, target: str) -> Link | None:
+        """The link from `source` to `target`; None where they cannot talk."""
+        self.device(source), self.device(target)
+        if (source, target) in self._by_pair:
+            return self._by_pair[source, target]
+        if self.default_link is None or source == target:
+            return None
+        return Link(
+            source=DeviceId(source),
+            target=DeviceId(target),
+            bandwidth_bytes_per_s=self.default_link.bandwidth_bytes_per_s,
+            latency_s=self.default_link.latency_s,
+        )

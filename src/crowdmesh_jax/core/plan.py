@@ -1,0 +1,119 @@
+"""Plans: who runs which layers, under which schedule.
+
+A plan is a value that any process can read. It knows nothing of JAX, times or sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ..errors import InvalidPlanError
+from . import values
+from .crowd import DeviceId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Layers `first_layer .. last_layer` (both inside) on one device."""
+
+    device: DeviceId
+    first_layer: int
+    last_layer: int
+    recompute: bool = False
+    """Backward recomputes the forward instead of keeping residuals."""
+    warmup: int | None = None
+    """Microbatches in flight under `eager`; None: the schedule's own rule."""
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.last_layer + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePlan:
+    """A partition of `num_layers` layers into consecutive stages on distinct devices."""
+
+    stages: tuple[Stage, ...]
+    num_layers: int
+    microbatches: int
+    schedule: str = "1f1b"
+    """Name of a schedule: "gpipe", "1f1b", "eager" or a registered one."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InvalidPlanError("a plan needs at least one stage")
+        if self.microbatches < 1:
+            raise InvalidPlanError(f"microbatches must be >= 1, got {self.microbatches}")
+        if len(self.stages) > self.num_layers:
+            raise InvalidPlanError(
+                f"{len(self.stages)} stages for {self.num_layers} layers: each stage needs a layer;"
+                " use fewer stages or a model with finer layers"
+            )
+        expected = 0
+        for index, stage in enumerate(self.stages):
+            if stage.first_layer != expected or stage.last_layer < stage.first_layer:
+                raise InvalidPlanError(
+                    f"stage {index} ({stage.device}): layers {stage.first_layer}-{stage.last_layer},"
+                    f" expected to start at layer {expected} and hold at least one"
+                )
+            if stage.warmup is not None and stage.warmup < 1:
+                raise InvalidPlanError(
+                    f"stage {index} ({stage.device}): warmup must be >= 1, got {stage.warmup}"
+                )
+            expected = stage.last_layer + 1
+        if expected != self.num_layers:
+            raise InvalidPlanError(f"stages end at layer {expected - 1} of {self.num_layers - 1}")
+        devices = [stage.device for stage in self.stages]
+        if len(set(devices)) != len(devices):
+            twice = next(d for d in devices if devices.count(d) > 1)
+            raise InvalidPlanError(f"device {twice!r} has two stages; each device holds one")
+
+    @classmethod
+    def even(
+        cls,
+        num_layers: int,
+        devices: tuple[str, ...] | list[str],
+        *,
+        microbatches: int,
+        schedule: str = "1f1b",
+        recompute: bool = False,
+    ) -> PipelinePlan:
+        """Equal layer counts in the given device order; the first stages take the remainder."""
+        count = len(devices)
+        if count > num_layers:
+            raise InvalidPlanError(
+                f"{count} stages for {num_layers} layers: each stage needs a layer;"
+                " use fewer devices or a model with finer layers"
+            )
+        size, extra = divmod(num_layers, max(count, 1))
+        stages, first = [], 0
+        for index, device in enumerate(devices):
+            last = first + size + (index < extra) - 1
+            stages.append(
+                Stage(
+                    device=DeviceId(device), first_layer=first, last_layer=last, recompute=recompute
+                )
+            )
+            first = last + 1
+        return cls(
+            stages=tuple(stages),
+            num_layers=num_layers,
+            microbatches=microbatches,
+            schedule=schedule,
+        )
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        return tuple(stage.device for stage in self.stages)
+
+    def stage_of(self, device: str) -> int | None:
+        """Index of the device's stage; None where it has none."""
+        for index, stage in enumerate(self.stages):
+            if stage.device == device:
+                return index
+        return None
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's JSON: equal plans, equal digests."""
+        return hashlib.sha256(values.to_json(self).encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""What the planner knows of a model: per layer flops, bytes and, per device, seconds.
+
+All sizes and seconds are for one microbatch. Knows nothing of JAX or of how figures are obtained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..errors import InvalidValueError
+from .crowd import Crowd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """One layer's costs for one microbatch. Cut `i` lies before layer `i`."""
+
+    name: str
+    forward_flops: float
+    backward_flops: float
+    parameter_bytes: int = 0
+    optimizer_bytes: int = 0
+    """Optimizer state that belongs to this layer."""
+    state_bytes: int = 0
+    """BatchNorm statistics and the like."""
+    output_bytes: int = 0
+    """Activation that leaves the layer downstream (the whole carry)."""
+    gradient_bytes: int = 0
+    """Cotangent of that activation, which comes back; 0 where nothing does."""
+    residual_bytes: int = 0
+    """Kept from forward to backward per microbatch, without the stage input."""
+    parameter_count: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "forward_flops", "backward_flops", "parameter_bytes", "optimizer_bytes",
+            "state_bytes", "output_bytes", "gradient_bytes", "residual_bytes", "parameter_count",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidValueError(
+                    f"layer {self.name!r}: {name} must be finite and >= 0, got {value}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSeconds:
+    """Seconds that one device takes for one layer: per microbatch, and per step for the update."""
+
+    forward_s: float
+    backward_s: float
+    update_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("forward_s", "backward_s", "update_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidValueError(f"{name} must be finite and >= 0, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProfile:
+    """A chain of `L` layers, profiled for one job on the devices of one crowd."""
+
+    layers: tuple[LayerProfile, ...]
+    microbatches: int
+    """M: microbatches per step."""
+    microbatch_size: int
+    """Rows of one microbatch."""
+    input_bytes: int
+    """Inputs of one microbatch, as layer 0 receives them."""
+    target_bytes: int = 0
+    globals_bytes: int = 0
+    """Optimizer values that every stage keeps (counts, schedules)."""
+    seconds: Mapping[str, tuple[LayerSeconds, ...]] = field(default_factory=dict)
+    """Per device id, one entry per layer; devices not named are predicted from flops."""
+    model_name: str = ""
+    source: str = "analytic"
+    """How `seconds` were obtained: "analytic" or "measured"."""
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InvalidValueError("a model profile needs at least one layer")
+        if self.microbatches < 1:
+            raise InvalidValueError(f"microbatches must be >= 1, got {self.microbatches}")
+        if self.microbatch_size < 1:
+            raise InvalidValueError(f"microbatch_size must be >= 1, got {self.microbatch_size}")
+        for device, rows in self.seconds.items():
+            if len(rows) != len(self.layers):
+                raise InvalidValueError(
+                    f"seconds of device {device!r}: {len(rows)} entries for {len(self.layers)} layers"
+                )
+
+    def layer_seconds(self, crowd: Crowd, device_id: str) -> tuple[LayerSeconds, ...]:
+        """Seconds per layer on a device: the given ones, else flops / flops_per_s."""
+        if device_id in self.seconds:
+            return self.seconds[device_id]
+        rate = crowd.device(device_id).flops_per_s
+        return tuple(
+            LayerSeconds(
+                forward_s=layer.forward_flops / rate,
+                backward_s=layer.backward_flops / rate,
+                update_s=4.0 * layer.parameter_count / rate,
+            )
+            for layer in self.layers
+        )
+
+    def cut_bytes(self, cut: int) -> tuple[int, int]:
+        """Bytes per microbatch that cross the cut before layer `cut`: (downstream, back)."""
+        if not 0 < cut < len(self.layers):
+            raise InvalidValueError(f"cut must lie in 1..{len(self.layers) - 1}, got {cut}")
+        before = self.layers[cut - 1]
+        return before.output_bytes, before.gradient_bytes
