@@ -1,1 +1,6 @@
+"""Runs stage programs on one device."""
 
+from .pace import Pace, Timed, measure_programs
+from .worker import StageWorker, StepTotals
+
+__all__ = ["Pace", "StageWorker", "StepTotals", "Timed", "measure_programs"]
