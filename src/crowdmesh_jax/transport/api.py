@@ -75,6 +75,11 @@ class Transport(Protocol):
         """This side's id, told to peers when a channel opens."""
         ...
 
+    @property
+    def peers(self) -> frozenset[str]:
+        """Ids of the peers with an open channel."""
+        ...
+
     async def start(self) -> str:
         """Begins to listen; returns the address that peers dial.
 
