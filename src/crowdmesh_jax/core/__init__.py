@@ -1,1 +1,116 @@
+"""Values that all rooms share, and the maths on them: crowds, profiles, plans, schedules, costs.
 
+Pure Python. It loads no jax and no solver, so every process may import it.
+"""
+
+from .cost import (
+    Prediction,
+    StagePrediction,
+    closed_form,
+    cut_times,
+    first_microbatch_s,
+    period_s,
+    predict,
+    stage_times,
+    step_time_s,
+    strict_period_s,
+)
+from .crowd import (
+    Crowd,
+    DefaultLink,
+    Device,
+    DeviceId,
+    Link,
+)
+from .memory import (
+    COMPILE_PEAK_BYTES,
+    MemoryBreakdown,
+    stage_memory,
+)
+from .plan import (
+    PipelinePlan,
+    Stage,
+)
+from .profile import (
+    LayerProfile,
+    LayerSeconds,
+    ModelProfile,
+)
+from .schedule import (
+    Op,
+    OpKind,
+    Schedule,
+    ScheduleBuilder,
+    check_schedule,
+    make_schedule,
+    schedule_for,
+    warmup_depths,
+)
+from .timeline import (
+    CutTimes,
+    Direction,
+    StageTimes,
+    TimedOp,
+    TimedTransfer,
+    Timeline,
+    evaluate,
+    evaluate_step_s,
+)
+from .values import (
+    from_json,
+    from_plain,
+    from_toml,
+    load,
+    to_json,
+    to_plain,
+    to_toml,
+)
+
+__all__ = [
+    "COMPILE_PEAK_BYTES",
+    "Crowd",
+    "CutTimes",
+    "DefaultLink",
+    "Device",
+    "DeviceId",
+    "Direction",
+    "LayerProfile",
+    "LayerSeconds",
+    "Link",
+    "MemoryBreakdown",
+    "ModelProfile",
+    "Op",
+    "OpKind",
+    "PipelinePlan",
+    "Prediction",
+    "Schedule",
+    "ScheduleBuilder",
+    "Stage",
+    "StagePrediction",
+    "StageTimes",
+    "TimedOp",
+    "TimedTransfer",
+    "Timeline",
+    "check_schedule",
+    "closed_form",
+    "cut_times",
+    "evaluate",
+    "evaluate_step_s",
+    "first_microbatch_s",
+    "from_json",
+    "from_plain",
+    "from_toml",
+    "load",
+    "make_schedule",
+    "period_s",
+    "predict",
+    "schedule_for",
+    "stage_memory",
+    "stage_times",
+    "step_time_s",
+    "strict_period_s",
+    "to_json",
+    "to_plain",
+    "to_toml",
+    "warmup_depths",
+]

@@ -45,7 +45,9 @@ class Device:
 
     def __post_init__(self) -> None:
         if not self.id or len(self.id) > 64 or not self.id.isprintable():
-            raise InvalidCrowdError(f"device id must have 1-64 printable characters, got {self.id!r}")
+            raise InvalidCrowdError(
+                f"device id must have 1-64 printable characters, got {self.id!r}"
+            )
         who = f"device {self.id!r}"
         _check(who, "flops_per_s", self.flops_per_s)
         _check(who, "memory_bytes", self.memory_bytes)
@@ -168,11 +170,14 @@ class Crowd:
             return self._by_id[device_id]
         except KeyError:
             known = ", ".join(sorted(self._by_id))
-            raise InvalidCrowdError(f"no device {device_id!r} in the crowd; known: {known}") from None
+            raise InvalidCrowdError(
+                f"no device {device_id!r} in the crowd; known: {known}"
+            ) from None
 
     def link(self, source: str, target: str) -> Link | None:
         """The link from `source` to `target`; None where they cannot talk."""
-        self.device(source), self.device(target)
+        for end in (source, target):
+            self.device(end)
         if (source, target) in self._by_pair:
             return self._by_pair[source, target]
         if self.default_link is None or source == target:

@@ -54,8 +54,8 @@ class PipelinePlan:
         for index, stage in enumerate(self.stages):
             if stage.first_layer != expected or stage.last_layer < stage.first_layer:
                 raise InvalidPlanError(
-                    f"stage {index} ({stage.device}): layers {stage.first_layer}-{stage.last_layer},"
-                    f" expected to start at layer {expected} and hold at least one"
+                    f"stage {index} ({stage.device}): layers"
+                    f" {stage.first_layer}-{stage.last_layer}, expected to start at layer {expected} and hold at least one"
                 )
             if stage.warmup is not None and stage.warmup < 1:
                 raise InvalidPlanError(

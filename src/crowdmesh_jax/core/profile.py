@@ -90,7 +90,8 @@ class ModelProfile:
         for device, rows in self.seconds.items():
             if len(rows) != len(self.layers):
                 raise InvalidValueError(
-                    f"seconds of device {device!r}: {len(rows)} entries for {len(self.layers)} layers"
+                    f"seconds of device {device!r}: {len(rows)} entries"
+                    f" for {len(self.layers)} layers"
                 )
 
     def layer_seconds(self, crowd: Crowd, device_id: str) -> tuple[LayerSeconds, ...]:

@@ -93,7 +93,8 @@ def _build(kind: Any, plain: Any, where: str) -> Any:
         if len(plain) != len(args):
             raise _expected(where, f"a list of {len(args)}", plain)
         return tuple(
-            _build(arg, x, f"{where}[{i}]") for i, (arg, x) in enumerate(zip(args, plain))
+            _build(arg, x, f"{where}[{i}]")
+            for i, (arg, x) in enumerate(zip(args, plain, strict=True))
         )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(plain, Mapping):
@@ -143,9 +144,7 @@ def _build_dataclass(cls: type, plain: Any, where: str) -> Any:
     for name, field in fields.items():
         if name in plain:
             arguments[name] = _build(hints[name], plain[name], f"{where}.{name}")
-        elif (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             if _accepts_none(hints[name]):
                 arguments[name] = None
             else:

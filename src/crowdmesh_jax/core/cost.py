@@ -1,0 +1,316 @@
+"""What a plan will cost: seconds per stage and cut, closed forms of the step time, predictions.
+
+Solvers optimise the closed forms; plans are compared by `timeline.evaluate` in the end. Notation:
+stage `s` takes `C_s` seconds of compute per microbatch, cut `e` takes `c_e` each way, and stage `s`
+has `d_s` microbatches in flight.
+
+**Period.** In steady state a step's microbatches pass every `T` seconds. From a forward on stage
+`s`, down to stage `u` and back to stage `s` is a cycle of the event graph that moves on by
+`d_s - d_u + 1` microbatches, and every cycle is made of such windows. So, exactly,
+
+    T = max over windows s..u of  [sum of C_s..C_u + round trips inside] / (d_s - d_u + 1)
+
+and the occupation of each link direction. For 1F1B (`d_s = S - s`) the divisor is the number of
+stages in the window; for `eager` it is about twice that, so that `T` is close to the slowest stage
+or link.
+
+**Step.** `R_0 + (M - 1) T`, where `R_0 = sum of C + round trips` is the first microbatch.
+
+It knows nothing of search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import InvalidPlanError, InvalidValueError
+from .crowd import Crowd, DeviceId, Link
+from .memory import COMPILE_PEAK_BYTES, MemoryBreakdown, stage_memory
+from .plan import PipelinePlan
+from .profile import ModelProfile
+from .schedule import BUILT_IN, ScheduleBuilder, schedule_for, warmup_depths
+from .timeline import CutTimes, StageTimes, Timeline, evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePrediction:
+    """What one stage is predicted to need. Seconds are per microbatch but `update_s`."""
+
+    device: DeviceId
+    first_layer: int
+    last_layer: int
+    forward_s: float
+    """0 on the last stage: its forward is part of the program that runs loss and backward."""
+    backward_s: float
+    update_s: float
+    memory: MemoryBreakdown
+    in_flight: int
+    idle_share: float
+    """Of the step, the share in which the device computes nothing."""
+    cut_forward_s: float | None
+    """Seconds to send the output downstream; None on the last stage."""
+    cut_backward_s: float | None
+    """Seconds for the gradient to come back over the same cut."""
+
+    @property
+    def compute_s(self) -> float:
+        return self.forward_s + self.backward_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a plan is predicted to take."""
+
+    step_s: float
+    """From commit point to commit point, by `evaluate`."""
+    period_s: float
+    """T, seconds per microbatch in steady state."""
+    first_microbatch_s: float
+    """R_0."""
+    closed_form_step_s: float
+    """The closed form of `step_s`; `step_s` itself under a schedule that has none."""
+    timeline: Timeline
+    stages: tuple[StagePrediction, ...]
+
+
+def stage_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[StageTimes, ...]:
+    """Seconds of each stage on its device.
+
+    The last stage's forward, loss and backward are one program, run where the schedule says
+    backward: its forward takes 0, its backward both. Recomputation adds the forward to backward.
+
+    Raises:
+        InvalidPlanError: The plan is for another number of layers or microbatches.
+        InvalidCrowdError: A device is not in the crowd.
+    """
+    _check_plan(profile, plan)
+    found = []
+    for index, stage in enumerate(plan.stages):
+        rows = profile.layer_seconds(crowd, stage.device)[stage.first_layer : stage.last_layer + 1]
+        forward_s = math.fsum(row.forward_s for row in rows)
+        backward_s = math.fsum(row.backward_s for row in rows)
+        update_s = math.fsum(row.update_s for row in rows)
+        if index == len(plan.stages) - 1:
+            forward_s, backward_s = 0.0, forward_s + backward_s
+        elif stage.recompute:
+            backward_s += forward_s
+        found.append(StageTimes(forward_s=forward_s, backward_s=backward_s, update_s=update_s))
+    return tuple(found)
+
+
+def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[CutTimes, ...]:
+    """Seconds of each cut, one less than stages.
+
+    Raises:
+        InvalidPlanError: As `stage_times`; or two neighbours of the plan have no link.
+    """
+    _check_plan(profile, plan)
+    found = []
+    for index, (left, right) in enumerate(zip(plan.stages, plan.stages[1:], strict=False)):
+        down = _link(crowd, index, left.device, right.device)
+        back = _link(crowd, index, right.device, left.device)
+        forward_bytes, backward_bytes = profile.cut_bytes(right.first_layer)
+        found.append(
+            CutTimes(
+                forward_latency_s=down.latency_s,
+                forward_transfer_s=forward_bytes / down.bandwidth_bytes_per_s,
+                backward_latency_s=back.latency_s,
+                backward_transfer_s=backward_bytes / back.bandwidth_bytes_per_s,
+            )
+        )
+    return tuple(found)
+
+
+def _link(crowd: Crowd, cut: int, source: str, target: str) -> Link:
+    link = crowd.link(source, target)
+    if link is None:
+        raise InvalidPlanError(
+            f"stages {cut} and {cut + 1} are neighbours, but there is no link {source!r} ->"
+            f" {target!r}; add the link, a default_link, or another device order"
+        )
+    return link
+
+
+def _check_plan(profile: ModelProfile, plan: PipelinePlan) -> None:
+    if plan.num_layers != len(profile.layers):
+        raise InvalidPlanError(
+            f"the plan cuts {plan.num_layers} layers, the profile has {len(profile.layers)}"
+        )
+    if plan.microbatches != profile.microbatches:
+        raise InvalidPlanError(
+            f"the plan is for {plan.microbatches} microbatches, the profile for"
+            f" {profile.microbatches}; profile the job again or plan for its microbatches"
+        )
+
+
+def period_s(
+    compute_s: Sequence[float],
+    round_trip_s: Sequence[float],
+    depths: Sequence[int],
+    link_s: Sequence[float] = (),
+) -> float:
+    """T, the steady seconds per microbatch (see the module).
+
+    Args:
+        compute_s: C_s, forward and backward of a microbatch, per stage.
+        round_trip_s: Latency and transfer both ways, per cut (one less).
+        depths: d_s, microbatches in flight, per stage; never rises downstream.
+        link_s: Seconds that a microbatch occupies each cut's busier direction.
+
+    Raises:
+        InvalidValueError: Lengths differ, or depths rise.
+    """
+    count = len(compute_s)
+    if count == 0 or len(round_trip_s) != count - 1 or len(depths) != count:
+        raise InvalidValueError(
+            f"{count} stages need {max(count - 1, 0)} round trips and {count} depths,"
+            f" got {len(round_trip_s)} and {len(depths)}"
+        )
+    if any(right > left for left, right in zip(depths, depths[1:], strict=False)):
+        raise InvalidValueError(f"depths must not rise downstream, got {tuple(depths)}")
+    slowest = max(link_s, default=0.0)
+    for first in range(count):
+        window_s = 0.0
+        for last in range(first, count):
+            window_s += compute_s[last] + (round_trip_s[last - 1] if last > first else 0.0)
+            slowest = max(slowest, window_s / (depths[first] - depths[last] + 1))
+    return slowest
+
+
+def strict_period_s(
+    compute_s: Sequence[float], round_trip_s: Sequence[float], link_s: Sequence[float] = ()
+) -> float:
+    """T of 1F1B: the worst window, its compute and inner round trips over its number of stages."""
+    count = len(compute_s)
+    return period_s(compute_s, round_trip_s, range(count, 0, -1), link_s)
+
+
+def first_microbatch_s(stages: Sequence[StageTimes], cuts: Sequence[CutTimes]) -> float:
+    """R_0: one microbatch down the whole chain and back."""
+    return math.fsum(t.compute_s for t in stages) + math.fsum(cut.round_trip_s for cut in cuts)
+
+
+def closed_form(
+    schedule: str,
+    microbatches: int,
+    stages: Sequence[StageTimes],
+    cuts: Sequence[CutTimes],
+    warmups: Sequence[int | None] | None = None,
+) -> tuple[float, float]:
+    """Step time and period of a built-in schedule, without laying out a timeline.
+
+    Returns:
+        `(step_s, period_s)`.
+
+    Raises:
+        ScheduleError: A schedule without a closed form, or warm-ups that fit none.
+    """
+    first_s = first_microbatch_s(stages, cuts)
+    depths = warmup_depths(schedule, len(stages), microbatches, warmups)
+    if schedule == "gpipe":
+        # Two flow lines of equal jobs, one after the other: exact.
+        down = max([t.forward_s for t in stages] + [c.forward_transfer_s for c in cuts])
+        back = max([t.backward_s for t in stages] + [c.backward_transfer_s for c in cuts])
+        period = down + back
+    else:
+        if schedule == "1f1b":
+            depths = tuple(range(len(stages), 0, -1))
+        period = period_s(
+            [t.compute_s for t in stages],
+            [cut.round_trip_s for cut in cuts],
+            depths,
+            [cut.busiest_s for cut in cuts],
+        )
+    step_s = first_s + (microbatches - 1) * period + _commit_delay_s(stages, cuts)
+    return step_s, period
+
+
+def _commit_delay_s(stages: Sequence[StageTimes], cuts: Sequence[CutTimes]) -> float:
+    """What updates and optimizer scalars add to a step, when the microbatches do not hide them."""
+    late_update_s = late_scalars_s = 0.0
+    down_s = back_s = 0.0  # by which the first microbatch, the last gradient give a stage time
+    for index, times in enumerate(stages):
+        late_update_s = max(late_update_s, times.update_s - down_s)
+        late_scalars_s = max(late_scalars_s, times.reduce_s - back_s)
+        if index < len(cuts):
+            down_s += times.forward_s + cuts[index].forward_transfer_s
+            back_s += times.backward_s + cuts[index].backward_transfer_s
+    return late_update_s + late_scalars_s
+
+
+def step_time_s(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> float:
+    """The closed form of a plan's step time: R_0 + (M - 1) T and the updates not hidden.
+
+    Raises:
+        InvalidPlanError: The plan does not fit the profile or the crowd.
+        ScheduleError: The plan's schedule has no closed form.
+    """
+    stages, cuts = stage_times(profile, crowd, plan), cut_times(profile, crowd, plan)
+    warmups = [stage.warmup for stage in plan.stages]
+    return closed_form(plan.schedule, plan.microbatches, stages, cuts, warmups)[0]
+
+
+def predict(
+    profile: ModelProfile,
+    crowd: Crowd,
+    plan: PipelinePlan,
+    *,
+    builders: Mapping[str, ScheduleBuilder] | None = None,
+    compile_peak_bytes: int = COMPILE_PEAK_BYTES,
+) -> Prediction:
+    """Predicts time and memory of a plan, by `evaluate`. Does not judge whether it fits.
+
+    Args:
+        builders: Schedules beyond the built-in ones, by name.
+        compile_peak_bytes: See `stage_memory`.
+
+    Raises:
+        InvalidPlanError: The plan does not fit the profile or the crowd.
+        ScheduleError: The plan's schedule is unknown or cannot run.
+    """
+    stages, cuts = stage_times(profile, crowd, plan), cut_times(profile, crowd, plan)
+    schedule = schedule_for(plan, builders=builders)
+    timeline = evaluate(schedule, stages, cuts)
+    first_s = first_microbatch_s(stages, cuts)
+    if plan.schedule in BUILT_IN and plan.schedule not in (builders or {}):
+        warmups = [stage.warmup for stage in plan.stages]
+        closed_s, period = closed_form(plan.schedule, plan.microbatches, stages, cuts, warmups)
+    else:
+        closed_s = timeline.step_s
+        period = max(0.0, timeline.commit_s - first_s) / max(1, plan.microbatches - 1)
+    predictions = []
+    for index, (stage, times) in enumerate(zip(plan.stages, stages, strict=True)):
+        in_flight = schedule.max_in_flight(index)
+        cut = cuts[index] if index < len(cuts) else None
+        predictions.append(
+            StagePrediction(
+                device=stage.device,
+                first_layer=stage.first_layer,
+                last_layer=stage.last_layer,
+                forward_s=times.forward_s,
+                backward_s=times.backward_s,
+                update_s=times.update_s,
+                memory=stage_memory(
+                    profile,
+                    stage,
+                    stage_index=index,
+                    num_stages=len(stages),
+                    in_flight=in_flight,
+                    compile_peak_bytes=compile_peak_bytes,
+                ),
+                in_flight=in_flight,
+                idle_share=timeline.bubble_share[index],
+                cut_forward_s=cut.forward_s if cut else None,
+                cut_backward_s=cut.backward_s if cut else None,
+            )
+        )
+    return Prediction(
+        step_s=timeline.step_s,
+        period_s=period,
+        first_microbatch_s=first_s,
+        closed_form_step_s=closed_s,
+        timeline=timeline,
+        stages=tuple(predictions),
+    )

@@ -1,0 +1,139 @@
+"""What a stage needs in its device's memory while training, in bytes, term by term.
+
+The terms are those of the protocol's memory formula. Snapshots, boundary logs and copies held for
+others are parameters that default to nothing: no room of this release keeps any. It knows nothing
+of device limits; solvers compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ..errors import InvalidValueError
+from .plan import Stage
+from .profile import LayerProfile, ModelProfile
+
+COMPILE_PEAK_BYTES = 400_000_000
+"""Measured: compiling a stage's programs peaks at 0.3-0.7 GB, nearly whatever the stage."""
+
+CREDITS = 2
+"""Frames per cut and direction that may wait in a buffer: one used, one on its way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBreakdown:
+    """Bytes of one stage on one device.
+
+    Programs are compiled before the training buffers exist, so the two do not add up: the device
+    must hold the larger one.
+    """
+
+    parameter_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    """Optimizer state of the stage's layers, and the values that every stage keeps."""
+    state_bytes: int = 0
+    """Layer statistics, twice: those of the committed version and those of the step under way."""
+    stash_bytes: int = 0
+    """Kept from forward to backward for the microbatches in flight."""
+    credit_bytes: int = 0
+    """Frames received but not yet used, or not yet sent."""
+    snapshot_bytes: int = 0
+    log_bytes: int = 0
+    hosted_bytes: int = 0
+    compile_peak_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value >= 0:
+                raise InvalidValueError(f"memory: {field.name} must be >= 0, got {value}")
+
+    @property
+    def training_bytes(self) -> int:
+        """All terms but the compile peak, added up."""
+        return (
+            self.parameter_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes
+            + self.state_bytes
+            + self.stash_bytes
+            + self.credit_bytes
+            + self.snapshot_bytes
+            + self.log_bytes
+            + self.hosted_bytes
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """What the device must hold: the larger of training and compiling."""
+        return max(self.training_bytes, self.compile_peak_bytes)
+
+
+def stage_memory(
+    profile: ModelProfile,
+    stage: Stage,
+    *,
+    stage_index: int,
+    num_stages: int,
+    in_flight: int,
+    credits: int = CREDITS,
+    snapshots: int = 0,
+    log_steps: int = 0,
+    hosted_bytes: int = 0,
+    compile_peak_bytes: int = COMPILE_PEAK_BYTES,
+) -> MemoryBreakdown:
+    """Memory of one stage of a plan.
+
+    The stash is, per microbatch in flight, the stage input and the residuals. With recomputation
+    it is the stage input alone, plus the residuals of the one microbatch in backward. The last
+    stage's forward, loss and backward are one program, so it too holds residuals of one microbatch
+    only, and the targets of those that wait.
+
+    Args:
+        in_flight: Microbatches between forward and backward, `Schedule.max_in_flight`.
+        credits: Frames per cut and direction that may wait in buffers.
+        snapshots: Own copies of parameters, optimizer state and statistics (1 to 2 where kept).
+        log_steps: Steps of sent boundary frames kept for replay.
+        hosted_bytes: Copies held for other stages.
+        compile_peak_bytes: Counted instead of the training terms where it is larger.
+
+    Raises:
+        InvalidValueError: The stage's layers are not in the profile, or a count is negative.
+    """
+    if not 0 <= stage.first_layer <= stage.last_layer < len(profile.layers):
+        raise InvalidValueError(
+            f"stage {stage_index} ({stage.device}): layers {stage.first_layer}-{stage.last_layer}"
+            f" are not in a profile of {len(profile.layers)} layers"
+        )
+    if not 0 <= stage_index < num_stages:
+        raise InvalidValueError(f"stage_index must lie in 0..{num_stages - 1}, got {stage_index}")
+    for name, count in (("in_flight", in_flight), ("credits", credits), ("snapshots", snapshots)):
+        if count < 0:
+            raise InvalidValueError(f"{name} must be >= 0, got {count}")
+    layers = profile.layers[stage.first_layer : stage.last_layer + 1]
+    is_first, is_last = stage_index == 0, stage_index == num_stages - 1
+    before: LayerProfile | None = None if is_first else profile.layers[stage.first_layer - 1]
+    after: LayerProfile | None = None if is_last else layers[-1]
+
+    parameter_bytes = sum(layer.parameter_bytes for layer in layers)
+    optimizer_bytes = sum(layer.optimizer_bytes for layer in layers) + profile.globals_bytes
+    statistics_bytes = sum(layer.state_bytes for layer in layers)
+    residual_bytes = sum(layer.residual_bytes for layer in layers)
+    input_bytes = before.output_bytes if before is not None else profile.input_bytes
+    waiting_bytes = input_bytes + (profile.target_bytes if is_last else 0)
+    keeping = 1 if stage.recompute or is_last else in_flight
+    sent_bytes = (before.gradient_bytes if before else 0) + (after.output_bytes if after else 0)
+    received_bytes = (before.output_bytes if before else 0) + (after.gradient_bytes if after else 0)
+    return MemoryBreakdown(
+        parameter_bytes=parameter_bytes,
+        gradient_bytes=parameter_bytes,
+        optimizer_bytes=optimizer_bytes,
+        state_bytes=2 * statistics_bytes,
+        stash_bytes=in_flight * waiting_bytes + keeping * residual_bytes,
+        credit_bytes=credits * (sent_bytes + received_bytes),
+        snapshot_bytes=snapshots * (parameter_bytes + optimizer_bytes + statistics_bytes),
+        log_bytes=log_steps * profile.microbatches * sent_bytes,
+        hosted_bytes=hosted_bytes,
+        compile_peak_bytes=compile_peak_bytes,
+    )
