@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import InvalidPlanError, InvalidValueError
 from .crowd import Crowd, DeviceId, Link
@@ -108,7 +109,7 @@ def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[
     """
     _check_plan(profile, plan)
     found = []
-    for index, (left, right) in enumerate(zip(plan.stages, plan.stages[1:], strict=False)):
+    for index, (left, right) in enumerate(pairwise(plan.stages)):
         down = _link(crowd, index, left.device, right.device)
         back = _link(crowd, index, right.device, left.device)
         forward_bytes, backward_bytes = profile.cut_bytes(right.first_layer)
@@ -168,7 +169,7 @@ def period_s(
             f"{count} stages need {max(count - 1, 0)} round trips and {count} depths,"
             f" got {len(round_trip_s)} and {len(depths)}"
         )
-    if any(right > left for left, right in zip(depths, depths[1:], strict=False)):
+    if any(right > left for left, right in pairwise(depths)):
         raise InvalidValueError(f"depths must not rise downstream, got {tuple(depths)}")
     slowest = max(link_s, default=0.0)
     for first in range(count):

@@ -55,7 +55,8 @@ class PipelinePlan:
             if stage.first_layer != expected or stage.last_layer < stage.first_layer:
                 raise InvalidPlanError(
                     f"stage {index} ({stage.device}): layers"
-                    f" {stage.first_layer}-{stage.last_layer}, expected to start at layer {expected} and hold at least one"
+                    f" {stage.first_layer}-{stage.last_layer}, expected to start at"
+                    f" layer {expected} and hold at least one"
                 )
             if stage.warmup is not None and stage.warmup < 1:
                 raise InvalidPlanError(

@@ -108,7 +108,7 @@ class TimedOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedTransfer:
-    """A transfer: first byte sent at `start_s`, last byte received at `end_s` (latency included)."""
+    """A transfer: first byte sent at `start_s`, last received at `end_s` (latency included)."""
 
     cut: int
     direction: Direction
