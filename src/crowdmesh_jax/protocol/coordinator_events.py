@@ -1,0 +1,224 @@
+"""What the coordinator machine is told (events) and what it demands of its body (actions).
+
+Actions are carried out in list order, which is binding: a `Journal` with `sync` is on disk before
+what follows it begins (I11). It knows no rules of its own.
+
+    action            the body must                                         answered by
+    Journal           append a record; `sync`: fsync before going on         -
+    SendMessage       send; Install takes the arrays of its `attach`         -
+    Keep              hold the frame's arrays (a shard of a checkpoint)      -
+    WriteCheckpoint   write shards and manifest of a version, atomically     CheckpointWritten
+    Announce          show; demands nothing                                  -
+    Reject            log once, close the channel to that device             -
+    Complete          the run has its result                                 -
+    HaltRun           raise `fault.error()` to the user, after tidying up    -
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..core.crowd import DeviceId
+from ..core.plan import PipelinePlan
+from ..core.schedule import Schedule
+from ..errors import InvalidValueError
+from . import member_events, records
+from .common import Fault, NonFinitePolicy, Tie, Verdict
+
+# Both machines' bodies get messages, send them and keep arrays by the same rules.
+Keep = member_events.Keep
+MessageReceived = member_events.MessageReceived
+Reject = member_events.Reject
+SendMessage = member_events.SendMessage
+Tick = member_events.Tick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long each wait may last, in seconds. The run halts when one passes (I13)."""
+
+    gather_s: float = 30.0
+    """Until every device of the plan has said Hello."""
+    ready_s: float = 300.0
+    """Until every member has loaded and compiled its stage."""
+    measure_s: float = 120.0
+    """Until one member has timed its programs."""
+    first_step_s: float = 120.0
+    """Until the first step is Done; later steps are learned from those before."""
+    step_floor_s: float = 10.0
+    """A later step gets max(floor, `step_factor` x p99 of the last steps)."""
+    step_factor: float = 8.0
+    heartbeat_floor_s: float = 10.0
+    """A running member's silence gets max(floor, `step_factor` x its longest usual gap)."""
+    finish_s: float = 120.0
+    """Until all shards of a closing wave are here and written."""
+    suspect_grace_s: float = 1.5
+    """After a member accuses its neighbour: the neighbour may still say why it went."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not value > 0:
+                raise InvalidValueError(f"deadlines: {name} must be > 0, got {value}")
+
+
+# Events -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Train under `plan` from version `base` to version `steps`.
+
+    A checkpoint of `base` must already be safe: it is what Install restores from.
+    """
+
+    plan: PipelinePlan
+    schedule: Schedule
+    steps: int
+    base: int = 0
+    ties: tuple[Tie, ...] = ()
+    layer_names: tuple[str, ...] = ()
+    """For messages to people; may be empty."""
+    on_nonfinite: NonFinitePolicy = NonFinitePolicy.HALT
+    snapshot_every: int | None = None
+    """Steps between checkpoints; None: only the final one."""
+    measure_repeats: int = 0
+    """Time each stage's programs alone before the run, that often; 0: do not."""
+    heartbeat_s: float = 0.5
+    deadlines: Deadlines = Deadlines()  # noqa: RUF009 (frozen)
+    config_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.base < self.steps:
+            raise InvalidValueError(
+                f"steps must be > the version to start from ({self.base}), got {self.steps}"
+            )
+        if self.schedule.num_stages != len(self.plan.stages):
+            raise InvalidValueError(
+                f"the schedule has {self.schedule.num_stages} stages,"
+                f" the plan {len(self.plan.stages)}"
+            )
+        if self.snapshot_every is not None and self.snapshot_every < 1:
+            raise InvalidValueError(f"snapshot_every must be >= 1, got {self.snapshot_every}")
+        if self.measure_repeats < 0:
+            raise InvalidValueError(f"measure_repeats must be >= 0, got {self.measure_repeats}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberLost:
+    """The coordinator's channel to a device is gone, or its process ended."""
+
+    device: DeviceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointWritten:
+    """WriteCheckpoint is done: manifest and folder are on disk."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyFailed:
+    """An action could not be carried out: the disk is full, a bundle cannot be read."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupt:
+    """The user wants to stop (Ctrl-C). Once: after the next commit, state kept. Twice: now."""
+
+
+CoordinatorEvent = (
+    MessageReceived | Start | MemberLost | CheckpointWritten | BodyFailed | Interrupt | Tick
+)
+COORDINATOR_EVENTS: tuple[type, ...] = (
+    MessageReceived, Start, MemberLost, CheckpointWritten, BodyFailed, Interrupt, Tick,
+)  # fmt: skip
+
+# Actions ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """Append `record`. `sync`: it must be on disk (fsync) before the next action begins."""
+
+    record: records.Record
+    sync: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteCheckpoint:
+    """Write the kept shards (slots "state" of `version`, one per stage) as one checkpoint.
+
+    Temporary name, fsync, rename, fsync of the folder; then the slots are free. `is_final`: these
+    arrays are also the run's result.
+    """
+
+    version: int
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseChanged:
+    """For people: "gathering", "installing", ... and whom the run now waits for."""
+
+    phase: str
+    devices: tuple[DeviceId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """For people and the prediction: program -> seconds, per device, in stage order."""
+
+    seconds: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShown:
+    """A step is committed and its values are here. In step order, once each."""
+
+    step: int
+    verdict: Verdict
+    values: Mapping[str, float]
+    step_s: float | None
+    """From the Done before to this one, coordinator's clock; None for the first step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointKept:
+    """A checkpoint of `version` is safe."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """Show it; nothing is awaited."""
+
+    news: PhaseChanged | StageTimes | StepShown | CheckpointKept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complete:
+    """The result (version `steps`) is written, every member released."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaltRun:
+    """The run ended early; members were told. The run folder stays as it is."""
+
+    fault: Fault
+
+
+CoordinatorAction = (
+    Journal | SendMessage | Keep | WriteCheckpoint | Announce | Reject | Complete | HaltRun
+)
+COORDINATOR_ACTIONS: tuple[type, ...] = (
+    Journal, SendMessage, Keep, WriteCheckpoint, Announce, Reject, Complete, HaltRun,
+)  # fmt: skip

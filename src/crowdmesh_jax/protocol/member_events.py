@@ -1,0 +1,289 @@
+"""What the member machine is told (events) and what it demands of its body (actions).
+
+The body has one *compute queue*: Compute, FinishStep, Reduce, Apply, Adopt and Snapshot are carried
+out one after another in the order they were issued (the machine issues them ahead, as soon as their
+inputs are there), and answered in that order. Everything else is done at once, in list order, which
+is binding: a message is queued before the actions after it begin. After `Unload` the body answers
+nothing that was issued before it. It knows no rules of its own.
+
+    action         the body must                                            answered by
+    LoadStage      load bundle and state, compile, reach the neighbours      Installed
+    MeasureStage   time each program alone                                   StageMeasured
+    RequestData    read a step's inputs (first stage), targets (last)        DataReady
+    Keep           file the frame's arrays under these slots                 -
+    Compute        run one forward or backward of a microbatch               OpDone
+    FinishStep     merge tied gradients, make scalars and parts; wait until
+                   the gradients are ready                                   StepFinished
+    Reduce         stage 0: new globals from all cut scalars                 Reduced
+    Apply          take the stage from version t to t+1                      Applied
+    Adopt          put new values of borrowed leaves in place                -
+    Snapshot       keep an immutable copy of the stage's state               Snapshotted
+    SendMessage    send, with the arrays of `attach`                         -
+    Reject         log once, close the channel to that peer                  -
+    Fail           log; the member stands still until Halt or Release        -
+    Unload         drop the stage, its queue and its slots                   -
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..core.crowd import DeviceId
+from ..core.schedule import OpKind
+from .common import Fault, LaneName, Slot, Verdict
+from .messages import Install, Message
+
+# Events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageReceived:
+    """A frame arrived from `sender` (the transport's word, not the frame's).
+
+    The body holds the frame's arrays until `handle` returns: it files them if a `Keep` is among
+    the actions, and drops them otherwise. Frames of one lane and sender are handed in in order.
+    """
+
+    sender: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """LoadStage is done: programs checked and compiled, state resident, both neighbours reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMeasured:
+    """MeasureStage is done; the stage's state is as before."""
+
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReady:
+    """All microbatches of `step` are in memory (on the last stage the targets, too)."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpDone:
+    """A Compute was carried out; its y or dx can be sent (arrays need not be ready)."""
+
+    kind: OpKind
+    step: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished:
+    """FinishStep is done and the gradients are *ready*, not merely dispatched: the stage is Full.
+
+    `values` (last stage): "loss" and the metrics. `is_finite`: loss, and whatever else was looked
+    at. `has_weight` False: the step's loss weights sum to zero.
+    """
+
+    step: int
+    is_finite: bool = True
+    has_weight: bool = True
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """Reduce is done, slot "verdict" of the step is filled (it may be empty) and ready."""
+
+    step: int
+    is_finite: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """Apply is done; slots "tied" of the step are filled where this stage lends leaves."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshotted:
+    """Snapshot is done: slot "state" of that version is filled and nobody writes to it."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLost:
+    """The channel to a peer is gone."""
+
+    device: DeviceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyFailed:
+    """An action could not be carried out: a program raised, a file could not be read."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time passes; hand one in every quarter of a second or so."""
+
+
+MemberEvent = (
+    MessageReceived | Installed | StageMeasured | DataReady | OpDone | StepFinished | Reduced
+    | Applied | Snapshotted | PeerLost | BodyFailed | Tick
+)  # fmt: skip
+MEMBER_EVENTS: tuple[type, ...] = (
+    MessageReceived, Installed, StageMeasured, DataReady, OpDone, StepFinished, Reduced,
+    Applied, Snapshotted, PeerLost, BodyFailed, Tick,
+)  # fmt: skip
+
+# Actions --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendMessage:
+    """Send `message` to `to` on `lane`, with the arrays of the slots in `attach`, in order.
+
+    Arrays may still be computing: the sender waits for them, not the caller. "y", "dx", "parts" and
+    "tied" may be dropped once sent (logs come with recovery), "verdict" is kept for two steps.
+    """
+
+    to: DeviceId
+    message: Message
+    lane: LaneName
+    attach: tuple[Slot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadStage:
+    """Load what the Install frame brought (slot "install"; the `Keep` comes just before).
+
+    Done when the programs passed their checks and are compiled, the state of version
+    `install.base` is resident, and the channels to both neighbours in `install.plan` are open
+    (either side may have dialled). Answer Installed, or BodyFailed.
+    """
+
+    install: Install
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureStage:
+    """Run each program of the stage `repeats` times on made-up inputs and report medians."""
+
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestData:
+    """Read the batch of `step`: inputs on the first stage, targets on the last, both if it is both.
+
+    At most two steps are requested ahead. The batch may be dropped when Apply(step) is done.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """File the arrays of the frame just handed in under these slots, split as it was attached."""
+
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Run one op of the schedule on the compute queue. All its inputs are in their slots.
+
+    FORWARD reads slot "x" (the batch on stage 0), fills "y"; on the last stage it only keeps its
+    input, since loss_backward is one program. BACKWARD reads "dy" (the batch's targets on the last
+    stage, weighed over the whole step first), adds to the gradients, fills "dx" (none on stage 0).
+    Statistics change in a working copy only (R5).
+    """
+
+    kind: OpKind
+    step: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishStep:
+    """After the last backward: merge gradients from "parts_below" into own lent leaves, run
+    `scalars`, fill slot "parts" with what goes up (own and later stages' cut scalars, tied
+    gradients whose owner is further up). Wait until all gradients are ready, then answer."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduce:
+    """Stage 0 only: run `reduce` over the cut scalars of all stages in layer order, fill slot
+    "verdict" (nothing, where the optimizer has no reduce program)."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Run `update` with slot "verdict", make working statistics real, drop the step's slots.
+
+    `verdict.skip`: drop gradients and working statistics instead; version grows all the same.
+    Buffers of a snapshot whose upload is open must not be donated (R11). Where this stage lends
+    leaves, fill a slot "tied" per lending layer before the answer.
+    """
+
+    step: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Put the arrays of slot "tied" (`step`, `layer`) in place of the borrowed leaves."""
+
+    step: int
+    layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Keep the stage's state at `version` in slot "state" until its upload is done."""
+
+    version: int
+    layer: int
+    """The stage's first layer, as in the slot's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """`sender` is not entitled to what it sent: log once, close its channel; the run goes on."""
+
+    sender: str
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """This member cannot go on (the coordinator was told just before)."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unload:
+    """Drop everything of the run; the member is free for another. `fault`: why, if it failed."""
+
+    fault: Fault | None = None
+
+
+MemberAction = (
+    SendMessage | LoadStage | MeasureStage | RequestData | Keep | Compute | FinishStep | Reduce
+    | Apply | Adopt | Snapshot | Reject | Fail | Unload
+)  # fmt: skip
+MEMBER_ACTIONS: tuple[type, ...] = (
+    SendMessage, LoadStage, MeasureStage, RequestData, Keep, Compute, FinishStep, Reduce,
+    Apply, Adopt, Snapshot, Reject, Fail, Unload,
+)  # fmt: skip

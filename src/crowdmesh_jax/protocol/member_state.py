@@ -1,0 +1,150 @@
+"""What a member knows: one device's part in a run, as a value.
+
+Everything here is metadata; arrays are the body's. It knows nothing of what events do to it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from ..core.crowd import DeviceId
+from ..core.plan import PipelinePlan
+from ..core.schedule import OpKind
+from ..errors import ProtocolError
+from . import messages as msg
+from .common import Mark, Parts, Verdict
+
+
+class Phase(enum.Enum):
+    IDLE = "idle"
+    INSTALLING = "installing"
+    INSTALLED = "installed"
+    RUN = "run"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepVerdict:
+    step: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberState:
+    """One device's part in a run. `MemberState(device=..., coordinator=...)` is a new member."""
+
+    device: DeviceId
+    coordinator: DeviceId
+    phase: Phase = Phase.IDLE
+    run: str = ""
+    term: int = 0
+    """Highest seen; messages of lower terms are refused."""
+    fence: int = 0
+    """Highest epoch promised to; nothing below it is accepted."""
+    active: int = 0
+    """Epoch granted by Install; 0: none."""
+    install: msg.Install | None = None
+    steps: int = 0
+    """The run's last version, from Resume."""
+    version: int = 0
+    """Version of the state: updates up to `version` - 1 have been applied."""
+    step: int = 0
+    """Step at work. Ahead of `version` by one between Apply's issue and its answer."""
+    issued: int = 0
+    """Ops of `step` given to the compute queue."""
+    completed: int = 0
+    """Ops of `step` that it answered."""
+    arrived_x: tuple[int, ...] = ()
+    arrived_dy: tuple[int, ...] = ()
+    is_finishing: bool = False
+    """FinishStep of `step` was issued."""
+    is_full: bool = False
+    """Full(step)."""
+    parts: Parts = field(default_factory=Parts)
+    """Of the stages below, then (once full) with the own."""
+    tied_due: tuple[int, ...] = ()
+    """Lending layers whose Tied(step - 1) must still pass here."""
+    verdicts: tuple[StepVerdict, ...] = ()
+    """Of the last two steps."""
+    marks_asked: tuple[Mark, ...] = ()
+    """By the coordinator, for the next Commit (stage 0)."""
+    ending: Mark | None = None
+    """STOP or FINISH, once committed: no further step begins."""
+    data_requested: int = 0
+    """First step whose batch was not yet requested."""
+    data_ready: tuple[int, ...] = ()
+    heartbeat_s: float = float("-inf")
+    """When the last one was sent."""
+    dropped: int = 0
+    """Frames dropped because their epoch was over."""
+
+    @property
+    def plan(self) -> PipelinePlan:
+        return self.granted.plan
+
+    @property
+    def granted(self) -> msg.Install:
+        """The Install in force.
+
+        Raises:
+            ProtocolError: There is none.
+        """
+        if self.install is None:
+            raise ProtocolError(f"{self.device} holds no stage")
+        return self.install
+
+    @property
+    def stage(self) -> int:
+        return self.granted.stage
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == len(self.plan.stages) - 1
+
+    @property
+    def upstream(self) -> DeviceId | None:
+        return self.plan.stages[self.stage - 1].device if self.stage > 0 else None
+
+    @property
+    def downstream(self) -> DeviceId | None:
+        return None if self.is_last else self.plan.stages[self.stage + 1].device
+
+    @property
+    def microbatches(self) -> int:
+        return self.plan.microbatches
+
+    @property
+    def layers(self) -> range:
+        return self.plan.stages[self.stage].layers
+
+    @property
+    def is_at_work(self) -> bool:
+        """False: answers to what was asked before the end; nobody needs them any more."""
+        return self.phase in (Phase.RUN, Phase.STOPPED)
+
+
+def waiting_for(state: MemberState) -> msg.Waiting | None:
+    """Whom this member waits for, and for what; None while it computes."""
+    if state.phase is not Phase.RUN:
+        return None
+    upstream, downstream, step = state.upstream, state.downstream, state.step
+    if state.version != step or state.completed < state.issued:
+        return None
+    if state.tied_due and upstream:
+        return msg.Waiting(device=upstream, what=f"Tied of step {step - 1}")
+    ops = state.granted.ops
+    if state.issued < len(ops):
+        op = ops[state.issued]
+        needs_data = state.is_last if op.kind is OpKind.BACKWARD else state.stage == 0
+        if needs_data:
+            return msg.Waiting(device=state.device, what=f"the batch of step {step}")
+        neighbour = downstream if op.kind is OpKind.BACKWARD else upstream
+        kind = "Backward" if op.kind is OpKind.BACKWARD else "Forward"
+        what = f"{kind} {op.microbatch} of step {step}"
+        return msg.Waiting(device=neighbour or state.device, what=what)
+    if state.is_full and upstream:
+        return msg.Waiting(device=upstream, what=f"Commit of step {step}")
+    return None

@@ -1,0 +1,126 @@
+"""What the coordinator journals, before it acts on it (I11), and its plain form.
+
+The journal is the run's memory: read from the start, the records say what was promised. Knows
+nothing of files; `Journal` actions say which records must be on disk before the next action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core import values
+from ..core.crowd import DeviceId
+from ..core.plan import PipelinePlan
+from ..errors import CrowdMeshError, FormatError
+from .common import Fault, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """A coordinator started."""
+
+    run: str
+    term: int
+    config_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """A new epoch was opened; `lost` are the devices it leaves out."""
+
+    epoch: int
+    lost: tuple[DeviceId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """From which version, and under which plan, the epoch goes on."""
+
+    epoch: int
+    base: int
+    plan: PipelinePlan
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MembersMeasured:
+    """Seconds per program, measured alone: device -> program -> seconds."""
+
+    seconds: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Everyone was Ready; Resume follows."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCommitted:
+    """A step was Done. Need not be on disk at once."""
+
+    step: int
+    verdict: Verdict
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wave:
+    """Every layer's state at `version` is safe (for now: in a checkpoint with its manifest)."""
+
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The run reached its last version and the result is safe."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halted:
+    """The run ended early."""
+
+    committed: int
+    """Steps committed."""
+    fault: Fault
+
+
+Record = (
+    Term | Epoch | Decision | MembersMeasured | Resumed | StepCommitted | Wave | Finish | Halted
+)
+RECORDS: tuple[type, ...] = (
+    Term, Epoch, Decision, MembersMeasured, Resumed, StepCommitted, Wave, Finish, Halted,
+)  # fmt: skip
+_BY_KIND = {cls.__name__: cls for cls in RECORDS}
+
+
+def record_to_plain(record: Record) -> dict[str, Any]:
+    """The record as dicts, lists and scalars; "kind" is its class name."""
+    return {"kind": type(record).__name__, **values.to_plain(record)}
+
+
+def record_from_plain(plain: Any) -> Record:
+    """Reads what `record_to_plain` made.
+
+    Raises:
+        FormatError: Not a record, of unknown kind, or with unknown, missing or bad fields.
+    """
+    kind = plain.get("kind") if isinstance(plain, Mapping) else None
+    cls = _BY_KIND.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise FormatError(
+            f"record: unknown kind {str(kind)[:40]!r}; known: {', '.join(sorted(_BY_KIND))}"
+        )
+    fields = {name: item for name, item in plain.items() if name != "kind"}
+    try:
+        return values.from_plain(cls, fields, cls.__name__)
+    except FormatError:
+        raise
+    except CrowdMeshError as exc:
+        raise FormatError(f"{cls.__name__}: {exc.message}") from exc
