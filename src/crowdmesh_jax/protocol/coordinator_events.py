@@ -86,7 +86,7 @@ class Start:
     measure_repeats: int = 0
     """Time each stage's programs alone before the run, that often; 0: do not."""
     heartbeat_s: float = 0.5
-    deadlines: Deadlines = Deadlines()  # noqa: RUF009 (frozen)
+    deadlines: Deadlines = Deadlines()
     config_sha256: str = ""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,615 @@
+"""The coordinator machine: who is in, what is installed, when to go, what was reached, when to end.
+
+`handle(state, event, now_s) -> (state, actions)` is pure. It never touches the data path: stages
+commit among themselves, the coordinator installs, resumes, asks for marks, keeps what it is told,
+and watches the clock. Journal before message (I11); every wait has a deadline (I13). Fencing and
+recovery will be added here: for now a lost member ends the run, with its state as it was.
+
+    gathering --all said Hello--> installing --all Ready--> [measuring] --> running
+    running --Done(finish)--> finishing --result written--> done
+    running --Done(stop)--> stopping --its checkpoint written--> halted
+    any --loss, error, deadline, second Interrupt--> halted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..core.crowd import DeviceId
+from ..errors import (
+    AgentLostError,
+    InterruptedRunError,
+    LaunchError,
+    NonFiniteLossError,
+    ProtocolError,
+    RecordError,
+)
+from . import coordinator_events as ev
+from . import messages as msg
+from . import records
+from .common import Fault, Mark, Slot
+from .coordinator_state import (
+    WINDOW,
+    CoordinatorState,
+    MemberInfo,
+    PendingStep,
+    Phase,
+    Shard,
+    Suspicion,
+    Wait,
+    blame,
+    describe_progress,
+    describe_stage,
+    heartbeat_deadline_s,
+    lost_text,
+    step_wait,
+)
+
+SLEPT_S = 5.0
+"""A gap between ticks from which the coordinator concludes that it slept itself."""
+
+Result = tuple[CoordinatorState, tuple[ev.CoordinatorAction, ...]]
+
+
+def handle(state: CoordinatorState, event: ev.CoordinatorEvent, now_s: float) -> Result:
+    """What `event` does to a run, and what the body must do now.
+
+    Never raises for what a member does wrong: that halts the run with a ProtocolError fault.
+
+    Args:
+        now_s: Monotonic seconds; deadlines are counted by it.
+
+    Raises:
+        ProtocolError: A second Start.
+    """
+    turn = _Turn(state, now_s)
+    if isinstance(event, ev.Start):
+        _on_start(turn, event)
+    else:
+        try:
+            _HANDLERS[type(event)](turn, event)
+        except ProtocolError as exc:
+            turn = _Turn(state, now_s)
+            _halt(turn, Fault.of(exc))
+    return turn.state, tuple(turn.actions)
+
+
+class _Turn:
+    """One call of `handle`: the state as it becomes, the actions as they come."""
+
+    __slots__ = ("actions", "now_s", "state")
+
+    def __init__(self, state: CoordinatorState, now_s: float) -> None:
+        self.state = state
+        self.now_s = now_s
+        self.actions: list[ev.CoordinatorAction] = []
+
+    def set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def set_member(self, device: str, **changes: Any) -> None:
+        members = dict(self.state.members)
+        members[device] = replace(members[device], **changes)
+        self.set(members=members)
+
+    def do(self, action: ev.CoordinatorAction) -> None:
+        self.actions.append(action)
+
+    def send(self, to: str, message: msg.Message) -> None:
+        self.do(ev.SendMessage(to=DeviceId(to), message=message, lane="control"))
+
+    def journal(self, record: records.Record, *, sync: bool = True) -> None:
+        self.do(ev.Journal(record=record, sync=sync))
+
+    def enter(self, phase: Phase, wait: Wait | None) -> None:
+        self.set(phase=phase, wait=wait)
+        news = ev.PhaseChanged(phase=phase.value, devices=wait.devices if wait else ())
+        self.do(ev.Announce(news=news))
+
+    def wait_for(
+        self, what: str, devices: tuple[DeviceId, ...], deadline_s: float, why: str
+    ) -> Wait:
+        return Wait(what=what, devices=devices, since_s=self.now_s, deadline_s=deadline_s, why=why)
+
+    @property
+    def of_epoch(self) -> dict[str, Any]:
+        return {"run": self.state.run, "epoch": self.state.epoch}
+
+
+# Start, gather, install -------------------------------------------------------------------------
+
+
+def _on_start(turn: _Turn, start: ev.Start) -> None:
+    state = turn.state
+    if state.start is not None or state.is_over:
+        raise ProtocolError(f"run {state.run!r} was started before")
+    turn.set(
+        start=start,
+        base=start.base,
+        committed=start.base,
+        shown=start.base,
+        checkpoint=start.base,
+        wave_version=start.base,
+    )
+    term = records.Term(run=state.run, term=state.term, config_sha256=start.config_sha256)
+    turn.journal(term)
+    turn.enter(Phase.GATHERING, _gather_wait(turn))
+    _install_when_gathered(turn)
+
+
+def _gather_wait(turn: _Turn) -> Wait:
+    missing = tuple(d for d in turn.state.devices if d not in turn.state.members)
+    deadline_s = turn.state.started.deadlines.gather_s
+    return turn.wait_for("Hello", missing, deadline_s, "time for agents to start")
+
+
+def _on_hello(turn: _Turn, sender: str, hello: msg.Hello) -> None:
+    state = turn.state
+    begun = state.phase is not Phase.GATHERING and not state.is_over
+    if begun and sender in state.devices:
+        _halt_lost(turn, sender, "it started anew in the middle of the run")
+        return
+    members = {**state.members, sender: MemberInfo(hello=hello, heard_s=turn.now_s)}
+    turn.set(members=members)
+    if state.start is not None and state.phase is Phase.GATHERING:
+        if state.wait is not None:
+            left = tuple(device for device in state.wait.devices if device != sender)
+            turn.set(wait=replace(state.wait, devices=left))
+        _install_when_gathered(turn)
+
+
+def _install_when_gathered(turn: _Turn) -> None:
+    state = turn.state
+    if any(device not in state.members for device in state.devices):
+        return
+    start = state.started
+    epoch = state.epoch + 1
+    turn.set(epoch=epoch)
+    turn.journal(records.Epoch(epoch=epoch))
+    decision = records.Decision(epoch=epoch, base=state.base, plan=start.plan, steps=start.steps)
+    turn.journal(decision)
+    addresses: dict[str, str] = {
+        device: state.members[device].hello.address for device in state.devices
+    }
+    for index, stage in enumerate(start.plan.stages):
+        install = msg.Install(
+            **turn.of_epoch,
+            term=state.term,
+            base=state.base,
+            plan=start.plan,
+            stage=index,
+            ops=start.schedule.ops[index],
+            addresses=addresses,
+            ties=start.ties,
+            on_nonfinite=start.on_nonfinite,
+            heartbeat_s=start.heartbeat_s,
+        )
+        slot = Slot(kind="install", step=state.base, layer=stage.first_layer)
+        turn.do(ev.SendMessage(to=stage.device, message=install, lane="bulk", attach=(slot,)))
+    why = "set for loading and compiling"
+    wait = turn.wait_for("Ready", state.devices, start.deadlines.ready_s, why)
+    turn.enter(Phase.INSTALLING, wait)
+
+
+def _on_ready(turn: _Turn, sender: str, message: msg.Ready) -> None:
+    state = turn.state
+    _expect_phase(state, sender, message, Phase.INSTALLING)
+    turn.set_member(sender, is_ready=True)
+    if state.wait is not None:
+        left = tuple(device for device in state.wait.devices if device != sender)
+        turn.set(wait=replace(state.wait, devices=left))
+    if all(turn.state.members[device].is_ready for device in state.devices):
+        if state.started.measure_repeats:
+            _measure_next(turn)
+        else:
+            _resume(turn)
+
+
+def _measure_next(turn: _Turn) -> None:
+    """One member at a time: on a shared machine they would slow each other down."""
+    state = turn.state
+    start = state.started
+    for device in state.devices:
+        if state.members[device].seconds is None:
+            why = "set for timing the stage programs"
+            wait = turn.wait_for("Measured", (device,), start.deadlines.measure_s, why)
+            turn.enter(Phase.MEASURING, wait)
+            turn.send(device, msg.Measure(**turn.of_epoch, repeats=start.measure_repeats))
+            return
+    seconds: dict[str, Mapping[str, float]] = {
+        device: state.members[device].seconds or {} for device in state.devices
+    }
+    turn.journal(records.MembersMeasured(seconds=seconds), sync=False)
+    turn.do(ev.Announce(news=ev.StageTimes(seconds=seconds)))
+    _resume(turn)
+
+
+def _on_measured(turn: _Turn, sender: str, message: msg.Measured) -> None:
+    state = turn.state
+    _expect_phase(state, sender, message, Phase.MEASURING)
+    if state.wait is None or sender not in state.wait.devices:
+        raise ProtocolError(f"Measured from {sender}, which was not asked")
+    turn.set_member(sender, seconds=message.seconds)
+    _measure_next(turn)
+
+
+def _resume(turn: _Turn) -> None:
+    state = turn.state
+    turn.journal(records.Resumed(epoch=state.epoch))
+    for device in state.devices:
+        turn.set_member(device, heard_s=turn.now_s, gaps=())
+        turn.send(device, msg.Resume(**turn.of_epoch, steps=state.started.steps))
+    turn.enter(Phase.RUNNING, step_wait(turn.state, turn.now_s))
+
+
+# Running ----------------------------------------------------------------------------------------
+
+
+def _on_done(turn: _Turn, sender: str, message: msg.Done) -> None:
+    state = turn.state
+    if sender != state.devices[0]:
+        raise ProtocolError(f"Done from {sender}; stage 0 is {state.devices[0]}")
+    if message.step < state.committed:
+        return  # a step is Done once, whoever says it again
+    _expect_phase(state, sender, message, Phase.RUNNING)
+    if message.step > state.committed:
+        raise ProtocolError(f"Done of step {message.step} while {state.committed} is at work")
+    if state.done_s is None:
+        step_s, times = None, state.step_times
+    else:
+        step_s = turn.now_s - state.done_s
+        times = (*state.step_times, step_s)[-WINDOW:]
+    turn.set(committed=message.step + 1, done_s=turn.now_s, step_times=times)
+    _file(turn, message.step, verdict=message.verdict, step_s=step_s)
+    turn.set(wait=step_wait(turn.state, turn.now_s))
+    if Mark.SNAPSHOT in message.marks:
+        turn.set(wave_open=True, wave_version=message.step + 1)
+    limit_s, why = state.started.deadlines.finish_s, "set for the last wave"
+    if Mark.FINISH in message.marks:
+        wait = turn.wait_for("the result", state.devices, limit_s, why)
+        turn.enter(Phase.FINISHING, wait)
+    elif Mark.STOP in message.marks:
+        wait = turn.wait_for("the state at the stop", state.devices, limit_s, why)
+        turn.enter(Phase.STOPPING, wait)
+    else:
+        _ask_snapshot_when_due(turn)
+    _end_when_safe(turn)
+
+
+def _on_loss(turn: _Turn, sender: str, message: msg.Loss) -> None:
+    state = turn.state
+    if sender != state.devices[-1]:
+        raise ProtocolError(f"Loss from {sender}; the last stage is {state.devices[-1]}")
+    _file(turn, message.step, values=message.values)
+    _end_when_safe(turn)
+
+
+def _file(turn: _Turn, step: int, **known: Any) -> None:
+    """Notes what came of a step; shows, in order, each step that is Done and has its values."""
+    if step < turn.state.shown:
+        return
+    pending = {entry.step: entry for entry in turn.state.pending}
+    pending[step] = replace(pending.get(step, PendingStep(step=step)), **known)
+    shown = turn.state.shown
+    last = turn.state.last_shown
+    while (entry := pending.get(shown)) and entry.verdict and entry.values is not None:
+        last = pending.pop(shown)
+        record = records.StepCommitted(step=shown, verdict=entry.verdict, values=entry.values)
+        turn.journal(record, sync=False)
+        news = ev.StepShown(
+            step=shown, verdict=entry.verdict, values=entry.values, step_s=entry.step_s
+        )
+        turn.do(ev.Announce(news=news))
+        shown += 1
+    left = tuple(pending[step] for step in sorted(pending))
+    turn.set(shown=shown, pending=left, last_shown=last)
+
+
+def _ask_snapshot_when_due(turn: _Turn) -> None:
+    state = turn.state
+    every = state.started.snapshot_every
+    if every is None or state.wave_open or state.ending is not None:
+        return
+    # Asked one step early: the mark rides in the next Commit, if it gets there in time (R4).
+    due = state.committed + 1 - state.wave_version >= every
+    if due and state.committed + 1 < state.started.steps:
+        turn.set(wave_open=True, wave_version=state.committed + 1)
+        turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=(Mark.SNAPSHOT,)))
+
+
+def _on_stage_state(turn: _Turn, sender: str, message: msg.StageState) -> None:
+    state = turn.state
+    _expect_phase(state, sender, message, Phase.RUNNING, Phase.STOPPING, Phase.FINISHING)
+    stage = state.started.plan.stage_of(sender)
+    layers = None if stage is None else state.started.plan.stages[stage]
+    if (
+        stage is None
+        or layers is None
+        or (message.first_layer, message.last_layer) != (layers.first_layer, layers.last_layer)
+        or not state.checkpoint < message.version <= state.started.steps
+        or (message.is_final and message.version != state.started.steps)
+    ):
+        raise ProtocolError(f"{sender} sent a state that is not its own or not awaited: {message}")
+    shard = Shard(version=message.version, stage=stage)
+    if shard in state.shards:
+        return
+    turn.set(shards=(*state.shards, shard))
+    slot = Slot(kind="state", step=message.version, layer=message.first_layer)
+    turn.do(ev.Keep(slots=(slot,)))
+    here = {shard.stage for shard in turn.state.shards if shard.version == message.version}
+    if len(here) == len(state.devices):
+        turn.do(ev.WriteCheckpoint(version=message.version, is_final=message.is_final))
+    wait = state.wait
+    if wait is not None and state.phase is not Phase.RUNNING:
+        missing = tuple(device for i, device in enumerate(state.devices) if i not in here)
+        turn.set(wait=replace(wait, devices=missing or (state.device,)))
+
+
+def _on_checkpoint_written(turn: _Turn, event: ev.CheckpointWritten) -> None:
+    state = turn.state
+    if state.is_over:
+        return
+    turn.journal(records.Wave(epoch=state.epoch, version=event.version))
+    turn.set(
+        checkpoint=event.version,
+        wave_open=False,
+        shards=tuple(shard for shard in state.shards if shard.version > event.version),
+    )
+    turn.do(ev.Announce(news=ev.CheckpointKept(version=event.version)))
+    if state.phase is Phase.RUNNING:
+        _ask_snapshot_when_due(turn)
+    _end_when_safe(turn)
+
+
+# The end ----------------------------------------------------------------------------------------
+
+
+def _end_when_safe(turn: _Turn) -> None:
+    state = turn.state
+    if state.phase is Phase.FINISHING:
+        steps = state.started.steps
+        if state.checkpoint == steps and state.shown == steps:
+            turn.journal(records.Finish(version=steps))
+            for device in state.devices:
+                turn.send(device, msg.Release(**turn.of_epoch))
+            turn.enter(Phase.DONE, None)
+            turn.do(ev.Complete(version=steps))
+    elif state.phase is Phase.STOPPING and state.checkpoint == state.committed:
+        _halt(turn, _why_stopped(state))
+
+
+def _why_stopped(state: CoordinatorState) -> Fault:
+    step = state.committed - 1
+    known = [*state.pending, state.last_shown] if state.last_shown else state.pending
+    entry = next((p for p in known if p.step == step), PendingStep(step=step))
+    if state.ending is not None and (entry.verdict is None or entry.verdict.is_finite):
+        where = f"; {describe_progress(state)}"
+        return Fault(kind=state.ending.kind, text=state.ending.text + where)
+    values = entry.values or {}
+    shown = f"loss {values['loss']}" if "loss" in values else "loss or gradients not finite"
+    error = NonFiniteLossError(
+        f"step {step}: {shown}\n"
+        f"  state    kept from before this step: {describe_progress(state)}\n"
+        "  try      a lower learning rate, optax.clip_by_global_norm, float32 instead of bf16, a"
+        " look at this step's batch; on_nonfinite='continue' leaves it to the optimizer"
+        " (optax.apply_if_finite)"
+    )
+    return Fault.of(error)
+
+
+def _halt(turn: _Turn, fault: Fault) -> None:
+    state = turn.state
+    if state.is_over:
+        return
+    turn.journal(records.Halted(committed=state.committed, fault=fault))
+    for device in state.members:
+        if state.start is not None and device in state.devices:
+            turn.send(device, msg.Halt(**turn.of_epoch, fault=fault))
+    turn.enter(Phase.HALTED, None)
+    turn.do(ev.HaltRun(fault=fault))
+
+
+def _halt_lost(turn: _Turn, device: str, reason: str) -> None:
+    _halt(turn, Fault.of(AgentLostError(lost_text(turn.state, device, reason))))
+
+
+def _on_member_lost(turn: _Turn, event: ev.MemberLost) -> None:
+    state = turn.state
+    members = {name: info for name, info in state.members.items() if name != event.device}
+    turn.set(members=members)
+    if state.is_over or state.start is None or event.device not in state.devices:
+        return
+    if state.phase is Phase.GATHERING and event.device not in state.members:
+        return  # not yet here: it has until the deadline
+    stage = state.started.plan.stage_of(event.device)
+    closing = state.phase in (Phase.FINISHING, Phase.STOPPING)
+    if closing and _has_shard(state, state.committed, stage):
+        return  # its part of the last wave is here
+    _halt_lost(turn, event.device, event.reason)
+
+
+def _has_shard(state: CoordinatorState, version: int, stage: int | None) -> bool:
+    have = any(shard.version == version and shard.stage == stage for shard in state.shards)
+    return have or state.checkpoint == version
+
+
+def _on_suspect(turn: _Turn, sender: str, message: msg.Suspect) -> None:
+    """Waits a moment: who is accused may have said why it goes, on its own channel."""
+    state = turn.state
+    if message.device not in state.devices:
+        raise ProtocolError(f"{sender} suspects {message.device}, which is not in the plan")
+    if any(entry.device == message.device for entry in state.suspicions):
+        return
+    reason = f"{sender} lost its channel to it: {message.reason}"
+    suspicion = Suspicion(device=message.device, reason=reason, since_s=turn.now_s)
+    turn.set(suspicions=(*state.suspicions, suspicion))
+
+
+def _on_error(turn: _Turn, sender: str, message: msg.Error) -> None:
+    where = f"{sender} ({describe_stage(turn.state, sender)})"
+    _halt(turn, message.fault.within(where))
+
+
+def _on_body_failed(turn: _Turn, event: ev.BodyFailed) -> None:
+    _halt(turn, event.fault)
+
+
+def _on_interrupt(turn: _Turn, event: ev.Interrupt) -> None:
+    state = turn.state
+    turn.set(interrupts=state.interrupts + 1)
+    if state.is_over:
+        return
+    fault = Fault.of(InterruptedRunError("stopped by the user"))
+    first = state.interrupts == 0
+    if first and state.phase is Phase.RUNNING:
+        turn.set(ending=fault)
+        marks = (Mark.SNAPSHOT, Mark.STOP)
+        turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=marks))
+    elif first and state.phase in (Phase.FINISHING, Phase.STOPPING):
+        return  # the end is near, and worth having
+    else:
+        where = describe_progress(state) if state.start else "nothing was begun"
+        _halt(turn, Fault(kind=fault.kind, text=f"{fault.text}; {where}"))
+
+
+# Time -------------------------------------------------------------------------------------------
+
+
+def _on_tick(turn: _Turn, event: ev.Tick) -> None:
+    _forget_own_sleep(turn)
+    state = turn.state
+    if state.is_over or state.start is None:
+        return
+    grace_s = state.started.deadlines.suspect_grace_s
+    for suspicion in state.suspicions:
+        if turn.now_s - suspicion.since_s > grace_s:
+            _halt_lost(turn, suspicion.device, suspicion.reason)
+            return
+    if state.phase in (Phase.RUNNING, Phase.STOPPING, Phase.FINISHING):
+        _check_heartbeats(turn)
+    _check_wait(turn)
+
+
+def _forget_own_sleep(turn: _Turn) -> None:
+    """A coordinator that was stopped itself has no right to call the others late."""
+    state, now_s = turn.state, turn.now_s
+    gap_s = 0.0 if state.tick_s is None else now_s - state.tick_s
+    turn.set(tick_s=now_s)
+    if gap_s <= SLEPT_S:
+        return
+    members = {
+        name: replace(info, heard_s=info.heard_s + gap_s) for name, info in state.members.items()
+    }
+    wait = state.wait and replace(state.wait, since_s=state.wait.since_s + gap_s)
+    turn.set(members=members, wait=wait, suspicions=())
+
+
+def _check_heartbeats(turn: _Turn) -> None:
+    state = turn.state
+    for index, device in enumerate(state.devices):
+        member = state.members.get(device)
+        if state.is_over or member is None:
+            continue
+        if state.phase is not Phase.RUNNING and _has_shard(state, state.committed, index):
+            continue  # its part of the last wave is here
+        silent_s = turn.now_s - member.heard_s
+        deadline_s = heartbeat_deadline_s(state, member)
+        if silent_s > deadline_s:
+            every_s = state.started.heartbeat_s
+            reason = (
+                f"silent for {silent_s:.1f} s (heartbeats every {every_s:g} s,"
+                f" deadline {deadline_s:.3g} s)"
+            )
+            _halt_lost(turn, device, reason)
+            return
+
+
+def _check_wait(turn: _Turn) -> None:
+    state = turn.state
+    wait = state.wait
+    if state.is_over or wait is None or turn.now_s - wait.since_s <= wait.deadline_s:
+        return
+    waited = f"waited {turn.now_s - wait.since_s:.1f} s for {wait.what}"
+    reason = f"{waited} ({wait.why}; deadline {wait.deadline_s:.3g} s)"
+    if state.phase is Phase.GATHERING:
+        missing = ", ".join(wait.devices)
+        text = f"no agent came up for {missing}: {reason}; see the agents' logs"
+        _halt(turn, Fault.of(LaunchError(text)))
+        return
+    if state.phase is Phase.RUNNING:
+        device, doing = blame(state)
+        _halt_lost(turn, device, f"{reason}; {doing}")
+        return
+    if wait.devices == (state.device,):
+        text = f"writing the checkpoint of version {state.committed} took too long: {reason}"
+        _halt(turn, Fault.of(RecordError(text)))
+        return
+    _halt_lost(turn, wait.devices[0], reason)
+
+
+# Messages ---------------------------------------------------------------------------------------
+
+
+def _on_message(turn: _Turn, event: ev.MessageReceived) -> None:
+    message, sender, state = event.message, event.sender, turn.state
+    if isinstance(message, msg.Hello):
+        _on_hello(turn, sender, message)
+        return
+    if isinstance(message, msg.StaleEpoch):
+        return  # of a run that is over there; a member that matters will miss a deadline
+    if state.is_over or state.start is None:
+        return
+    handler = _ON_MESSAGE.get(type(message))
+    if handler is None or sender not in state.devices or sender not in state.members:
+        text = f"{type(message).__name__} from {sender}, which may not send it"
+        turn.do(ev.Reject(sender=sender, fault=Fault(kind="ProtocolError", text=text)))
+        return
+    if message.run != state.run or message.epoch < state.epoch:  # R7
+        reply = msg.StaleEpoch(run=message.run, epoch=message.epoch, active=state.epoch)
+        turn.send(sender, reply)
+        return
+    if message.epoch > state.epoch:
+        what = type(message).__name__
+        raise ProtocolError(f"{what} from {sender} of epoch {message.epoch}, not yet opened")
+    _hear(turn, sender)
+    handler(turn, sender, message)
+
+
+def _hear(turn: _Turn, sender: str) -> None:
+    member = turn.state.members[sender]
+    gaps = (*member.gaps, turn.now_s - member.heard_s)[-16:]
+    turn.set_member(sender, heard_s=turn.now_s, gaps=gaps)
+
+
+def _on_heartbeat(turn: _Turn, sender: str, message: msg.Heartbeat) -> None:
+    turn.set_member(sender, heartbeat=message)
+
+
+def _expect_phase(
+    state: CoordinatorState, sender: str, message: msg.Message, *phases: Phase
+) -> None:
+    if state.phase not in phases:
+        what = type(message).__name__
+        raise ProtocolError(f"{what} from {sender} while {state.phase.value}")
+
+
+_ON_MESSAGE: dict[type, Callable[[_Turn, str, Any], None]] = {
+    msg.Ready: _on_ready,
+    msg.Measured: _on_measured,
+    msg.Done: _on_done,
+    msg.Loss: _on_loss,
+    msg.StageState: _on_stage_state,
+    msg.Heartbeat: _on_heartbeat,
+    msg.Suspect: _on_suspect,
+    msg.Error: _on_error,
+}
+_HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
+    ev.MessageReceived: _on_message,
+    ev.MemberLost: _on_member_lost,
+    ev.CheckpointWritten: _on_checkpoint_written,
+    ev.BodyFailed: _on_body_failed,
+    ev.Interrupt: _on_interrupt,
+    ev.Tick: _on_tick,
+}

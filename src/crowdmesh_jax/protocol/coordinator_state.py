@@ -1,0 +1,226 @@
+"""What the coordinator knows of a run, as a value, and the texts that it says of waits and losses.
+
+Knows nothing of what events do to it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..core.crowd import DeviceId
+from ..errors import ProtocolError
+from . import messages as msg
+from .common import Fault, Verdict
+from .coordinator_events import Start
+
+WINDOW = 64
+"""Observed times that a deadline is learned from."""
+
+
+class Phase(enum.Enum):
+    GATHERING = "gathering"
+    INSTALLING = "installing"
+    MEASURING = "measuring"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    """A stop mark was committed; the shards of its wave are awaited."""
+    FINISHING = "finishing"
+    """The finish mark was committed; the result is awaited."""
+    DONE = "done"
+    HALTED = "halted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberInfo:
+    """A device that said Hello."""
+
+    hello: msg.Hello
+    is_ready: bool = False
+    seconds: Mapping[str, float] | None = None
+    """Measured alone, per program."""
+    heard_s: float = 0.0
+    gaps: tuple[float, ...] = ()
+    """Between its last messages, in seconds."""
+    heartbeat: msg.Heartbeat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """What the run waits for, since when, how long at most, and why that long (I13)."""
+
+    what: str
+    devices: tuple[DeviceId, ...]
+    since_s: float
+    deadline_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingStep:
+    """A step of which Done, Loss or both have arrived, not yet shown."""
+
+    step: int
+    verdict: Verdict | None = None
+    values: Mapping[str, float] | None = None
+    step_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A stage's state has arrived."""
+
+    version: int
+    stage: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspicion:
+    """A member's channel to a neighbour broke."""
+
+    device: DeviceId
+    reason: str
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorState:
+    """A run, as its coordinator sees it. `CoordinatorState(device=, run=, term=)` is a new one."""
+
+    device: DeviceId
+    run: str
+    term: int = 1
+    epoch: int = 0
+    base: int = 0
+    phase: Phase = Phase.GATHERING
+    start: Start | None = None
+    members: Mapping[str, MemberInfo] = field(default_factory=dict)
+    committed: int = 0
+    """Version that the whole run has reached: steps Done."""
+    shown: int = 0
+    """Steps shown to the user."""
+    pending: tuple[PendingStep, ...] = ()
+    last_shown: PendingStep | None = None
+    done_s: float | None = None
+    """When the last step was Done."""
+    step_times: tuple[float, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    wave_open: bool = False
+    """A snapshot was asked for and its checkpoint is not yet written."""
+    wave_version: int = 0
+    """Version at which the last wave was asked for."""
+    checkpoint: int = 0
+    """Newest version that is safe."""
+    ending: Fault | None = None
+    """Why a stop mark was asked for."""
+    interrupts: int = 0
+    suspicions: tuple[Suspicion, ...] = ()
+    wait: Wait | None = None
+    tick_s: float | None = None
+
+    @property
+    def started(self) -> Start:
+        """What Start said.
+
+        Raises:
+            ProtocolError: There was none.
+        """
+        if self.start is None:
+            raise ProtocolError(f"run {self.run!r} has not started")
+        return self.start
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """The plan's devices, in stage order."""
+        return self.started.plan.devices
+
+    @property
+    def is_over(self) -> bool:
+        return self.phase in (Phase.DONE, Phase.HALTED)
+
+
+def p99(times: tuple[float, ...]) -> float:
+    """The smallest of `times` that 99 % of them do not exceed."""
+    return sorted(times)[math.ceil(0.99 * len(times)) - 1]
+
+
+def step_wait(state: CoordinatorState, now_s: float) -> Wait:
+    """The wait for the next step's Done: learned from the steps before, with a floor."""
+    limits = state.started.deadlines
+    if not state.step_times:
+        deadline_s, why = limits.first_step_s, "set for the first step"
+    else:
+        usual_s = p99(state.step_times)
+        learned_s = limits.step_factor * usual_s
+        deadline_s = max(limits.step_floor_s, learned_s)
+        rule = f"usual step {usual_s:.3g} s (p99), deadline {limits.step_factor:g} x p99"
+        why = rule if learned_s >= limits.step_floor_s else f"{rule}, at least {deadline_s:g} s"
+    return Wait(
+        what=f"step {state.committed} to be done",
+        devices=state.devices[:1],
+        since_s=now_s,
+        deadline_s=deadline_s,
+        why=why,
+    )
+
+
+def heartbeat_deadline_s(state: CoordinatorState, member: MemberInfo) -> float:
+    """How long a running member may be silent."""
+    limits = state.started.deadlines
+    usual_s = p99(member.gaps) if member.gaps else 0.0
+    return max(limits.heartbeat_floor_s, limits.step_factor * usual_s)
+
+
+def describe_stage(state: CoordinatorState, device: str) -> str:
+    """`stage 2, layers 5-7 (conv4 .. head)`."""
+    start = state.started
+    index = start.plan.stage_of(device)
+    if index is None:
+        return "no stage"
+    stage = start.plan.stages[index]
+    names = start.layer_names[stage.first_layer : stage.last_layer + 1]
+    named = f" ({names[0]} .. {names[-1]})" if len(names) > 1 else f" ({names[0]})" if names else ""
+    return f"stage {index}, layers {stage.first_layer}-{stage.last_layer}{named}"
+
+
+def describe_progress(state: CoordinatorState) -> str:
+    """`17 of 100 steps committed, newest checkpoint: version 10`."""
+    return (
+        f"{state.committed} of {state.started.steps} steps committed,"
+        f" newest checkpoint: version {state.checkpoint}"
+    )
+
+
+def lost_text(state: CoordinatorState, device: str, reason: str) -> str:
+    """What a person is told when a device is lost."""
+    return (
+        f"{device} was lost: {reason}\n"
+        f"  held     {describe_stage(state, device)}\n"
+        f"  run      {describe_progress(state)}\n"
+        "  next     the other members are told to stop; the run folder stays as it is."
+        " Start again from its checkpoint, without this device if it does not return"
+    )
+
+
+def blame(state: CoordinatorState) -> tuple[str, str]:
+    """Who holds a running pipeline up: follows who waits for whom, from stage 0.
+
+    Returns:
+        The device at the end of the chain, and what it was last doing.
+    """
+    device: str = state.devices[0]
+    seen: set[str] = set()
+    while device not in seen:
+        seen.add(device)
+        info = state.members.get(device)
+        beat = info.heartbeat if info else None
+        if beat is None:
+            return device, "it has sent no heartbeat"
+        if beat.waiting is None:
+            return device, f"at version {beat.version}, {beat.completed_ops} ops done, computing"
+        if beat.waiting.device in seen or beat.waiting.device not in state.members:
+            return device, f"it waits for {beat.waiting.what} from {beat.waiting.device}"
+        device = beat.waiting.device
+    return device, "everyone waits for someone else"
