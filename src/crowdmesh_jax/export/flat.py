@@ -17,7 +17,7 @@ from ..programs.manifest import LeafSpec
 
 @dataclass(frozen=True, kw_only=True)
 class FlatProgram:
-    """A pure function of flat arrays whose arguments and results are known by (role, layer, path)."""
+    """A pure function of flat arrays whose arguments and results have (role, layer, path)."""
 
     fn: Callable[..., tuple[Any, ...]]
     """`fn(*arrays) -> tuple of arrays`, in the order of `inputs` and `outputs`."""

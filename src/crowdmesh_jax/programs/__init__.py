@@ -1,1 +1,16 @@
+"""Stage programs on a device: manifest, checks, loading. Imports JAX, never flax or optax."""
 
+from .bundle import StageBundle
+from .load import LoadedProgram, LoadedStage, load_stage
+from .manifest import FORMAT_VERSION, LeafSpec, ProgramSpec, StageManifest
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LeafSpec",
+    "LoadedProgram",
+    "LoadedStage",
+    "ProgramSpec",
+    "StageBundle",
+    "StageManifest",
+    "load_stage",
+]

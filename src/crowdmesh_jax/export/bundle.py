@@ -1,0 +1,241 @@
+"""From a job and a plan to one bundle per stage, and the arrays that go with them.
+
+Knows the chain, the optimizer's slices and JAX's export. The bytes depend on the job and the plan
+alone: no path, no object address, no time (two exports are equal byte for byte).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from ..core.plan import PipelinePlan
+from ..errors import ExportError, InvalidPlanError, JobError
+from ..programs.bundle import StageBundle
+from ..programs.manifest import FORMAT_VERSION, LeafSpec, ProgramSpec, StageManifest
+from . import stage as st
+from .chain import Chain, Key, build_chain, flat_leaves
+from .flat import FlatProgram, abstract, leaf_spec
+from .optimizer import SlicedOptimizer, slice_optimizer
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The plain trees of a model in training."""
+
+    params: Any
+    """{layer name: tree}."""
+    state: Any
+    """{layer name: tree} of layer statistics."""
+    opt_state: Any
+    """The plain optax state."""
+
+
+def build_bundles(
+    job: Any, plan: PipelinePlan, inputs_spec: Any, targets_spec: Any
+) -> tuple[StageBundle, ...]:
+    """Traces and exports the programs of each stage.
+
+    Args:
+        job: A `TrainingJob`.
+        plan: Its `num_layers` and `microbatches` must be the job's.
+        inputs_spec, targets_spec: Pytrees of `jax.ShapeDtypeStruct` for ONE MICROBATCH.
+
+    Raises:
+        InvalidPlanError: The plan is of another model or job.
+        UnsupportedLayerError, UnsupportedOptimizerError, JobError: Cannot become programs.
+        ExportError: JAX cannot export a program.
+    """
+    layers = len(job.model.layers)
+    if plan.num_layers != layers:
+        raise InvalidPlanError(f"the plan cuts {plan.num_layers} layers, the model has {layers}")
+    if plan.microbatches != job.microbatches:
+        raise InvalidPlanError(
+            f"the plan has {plan.microbatches} microbatches, the job {job.microbatches}"
+        )
+    with _tracing():
+        chain = build_chain(job.model, inputs_spec)
+        sliced = slice_optimizer(job.optimizer, _param_specs(chain))
+        targets = st.Targets.of(targets_spec)
+        st.check_loss(job, chain.carries[-1], targets)
+        return tuple(
+            _build_stage(job, plan, index, chain, sliced, targets)
+            for index in range(len(plan.stages))
+        )
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Settings that end up in the bytes: no source locations, one PRNG behaviour."""
+    option = "jax_traceback_in_locations_limit"  # has no context manager of its own
+    old = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        with jax.threefry_partitionable(True):
+            yield
+    finally:
+        jax.config.update(option, old)
+
+
+def _param_specs(chain: Chain) -> dict[str, Any]:
+    return {
+        view.layer.name: jax.tree.unflatten(view.params_tree, [abstract(s) for s in view.params])
+        for view in chain.layers
+    }
+
+
+def _build_stage(
+    job: Any,
+    plan: PipelinePlan,
+    index: int,
+    chain: Chain,
+    sliced: SlicedOptimizer,
+    targets: st.Targets,
+) -> StageBundle:
+    stage = plan.stages[index]
+    parts = st.StageParts(chain, stage.first_layer, stage.last_layer)
+    last = index == len(plan.stages) - 1
+    names = tuple(view.layer.name for view in parts.views)
+    programs: dict[str, FlatProgram | None] = {}
+    if last:
+        programs["loss_backward"] = st.loss_backward(parts, job, targets)
+        programs["weigh"] = st.weigh(job, chain.carries[-1], targets)
+    else:
+        forward, backward = st.forward_and_backward(parts, recompute=stage.recompute)
+        programs.update(forward=forward, backward=backward)
+    programs["merge"] = st.merge(parts)
+    programs["scalars"] = sliced.scalars(names)
+    programs["reduce"] = sliced.reduce() if index == 0 else None
+    programs["update"] = sliced.update(names)
+    programs["eval_forward"] = st.eval_forward(parts, job, targets if last else None)
+
+    exported = {
+        name: export_program(name, program, f"stage {index}")
+        for name, program in programs.items()
+        if program is not None
+    }
+    borrowed = parts.borrowed
+    resident = (
+        *parts.params,
+        *parts.state,
+        *(leaf for leaf in sliced.opt_leaves if leaf.layer in names),
+        *borrowed,
+        *sliced.global_leaves,
+    )
+    manifest = StageManifest(
+        format_version=FORMAT_VERSION,
+        plan_sha256=plan.digest(),
+        stage=index,
+        num_stages=len(plan.stages),
+        first_layer=stage.first_layer,
+        last_layer=stage.last_layer,
+        layer_names=names,
+        recompute=stage.recompute,
+        microbatches=job.microbatches,
+        seed=job.seed,
+        programs=tuple(spec for spec, _ in exported.values()),
+        boundary_in=parts.x,
+        boundary_out=() if last else parts.after.specs("y"),
+        gradient_in=() if last else parts.dy,
+        gradient_out=parts.dx,
+        targets=targets.specs if last else (),
+        resident=resident,
+        accumulators=parts.accumulators,
+        borrows=tuple((leaf.layer, leaf.path) for leaf in borrowed),
+        lends=parts.lends,
+        calling_convention_version=jax.export.maximum_supported_calling_convention_version,
+        jax_version=jax.__version__,
+    )
+    return StageBundle(
+        manifest=manifest, programs={name: data for name, (_, data) in exported.items()}
+    )
+
+
+def export_program(name: str, program: FlatProgram, where: str) -> tuple[ProgramSpec, bytes]:
+    """Turns a flat program into bytes and their entry in the manifest.
+
+    Raises:
+        ExportError: JAX cannot export it.
+    """
+
+    def run(*arrays: Any) -> tuple[Any, ...]:
+        return tuple(program.fn(*arrays))
+
+    run.__name__ = run.__qualname__ = name
+    try:
+        with _tracing():
+            exported = jax.export.export(jax.jit(run), platforms=("cpu",))(
+                *(abstract(leaf) for leaf in program.inputs)
+            )
+            data = bytes(exported.serialize())
+    except Exception as exc:
+        raise ExportError(
+            f"{where}: program {name!r} cannot be exported: {type(exc).__name__}: {exc}"
+        ) from exc
+    for leaf, aval in zip(program.outputs, exported.out_avals, strict=True):
+        if leaf != leaf_spec(*leaf.key, aval):
+            raise ExportError(f"{where}: program {name!r} makes {aval} where {leaf} is due")
+    spec = ProgramSpec(
+        name=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        inputs=program.inputs,
+        outputs=program.outputs,
+        donate=program.donate,
+    )
+    return spec, data
+
+
+def initial_arrays(job: Any, inputs_spec: Any) -> dict[Key, np.ndarray]:
+    """Parameters, statistics and optimizer state of the whole model at version 0.
+
+    Make them in one place and ship them: normal variates differ in the last bit between machines.
+    """
+    with jax.threefry_partitionable(True):
+        params, state = job.model.init(job.seed, inputs_spec)
+    specs = {name: jax.tree.map(_spec_of, tree) for name, tree in params.items()}
+    arrays: dict[Key, np.ndarray] = {}
+    for role, trees in (("param", params), ("state", state)):
+        for name, tree in trees.items():
+            specs_of = flat_leaves(role, name, tree)
+            for leaf, array in zip(specs_of, jax.tree.leaves(tree), strict=True):
+                arrays[leaf.key] = np.asarray(array)
+    arrays.update(slice_optimizer(job.optimizer, specs).init_arrays(params))
+    return arrays
+
+
+def _spec_of(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def assemble(job: Any, inputs_spec: Any, arrays: Mapping[Key, Any]) -> TrainState:
+    """Puts leaves back into the plain trees of params, state and optimizer state.
+
+    Raises:
+        JobError: A leaf of the model is missing.
+    """
+    specs = job.model.specs(inputs_spec)
+    params: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    try:
+        for layer, spec in zip(job.model.layers, specs.layers, strict=True):
+            for role, tree, into in (("param", spec.params, params), ("state", spec.state, state)):
+                leaves = flat_leaves(role, layer.name, tree)
+                into[layer.name] = jax.tree.unflatten(
+                    jax.tree.structure(tree), [arrays[leaf.key] for leaf in leaves]
+                )
+        shapes = {name: jax.tree.map(_spec_of, tree) for name, tree in params.items()}
+        opt_state = slice_optimizer(job.optimizer, shapes).assemble(arrays)
+    except KeyError as exc:
+        raise JobError(f"no array for leaf {exc.args[0]}; arrays of another model?") from None
+    return TrainState(params, state, opt_state)
+
+
+__all__ = ["LeafSpec", "TrainState", "assemble", "build_bundles", "initial_arrays"]

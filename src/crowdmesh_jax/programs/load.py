@@ -1,0 +1,172 @@
+"""From a bundle to programs that run: checked, jitted with donation, compiled ahead on request.
+
+Knows keys and arrays. It knows nothing of layers' code, flax or optax, nor of who asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ..errors import BundleError
+from .bundle import StageBundle
+from .checks import (
+    check_bytes,
+    check_custom_calls,
+    check_manifest,
+    check_memory,
+    check_signature,
+    deserialize,
+)
+from .manifest import ProgramSpec, StageManifest
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, str]
+Array = Any
+
+
+class LoadedProgram:
+    """One checked program. Call `run` with an environment of arrays."""
+
+    def __init__(
+        self, spec: ProgramSpec, call: Callable[..., Any], where: str, max_bytes: int | None
+    ) -> None:
+        self.spec = spec
+        self._where = where
+        self._max_bytes = max_bytes
+        self._input_keys = tuple(leaf.key for leaf in spec.inputs)
+        self._output_keys = tuple(leaf.key for leaf in spec.outputs)
+        self._jitted = jax.jit(call, donate_argnums=spec.donate)
+        self._call: Callable[..., Any] | None = None
+        self.compile_s: float | None = None
+        """Seconds that compiling took; None until compiled."""
+        self.temp_bytes: int | None = None
+        """Temporary memory of one call, from the compiler; None until compiled."""
+
+    def compile(self) -> Callable[..., Any]:
+        """Compiles now, unless done already, and checks the memory that a call needs.
+
+        Raises:
+            ForbiddenProgramError: It asks for more memory than the bound.
+        """
+        if self._call is None:
+            started = time.perf_counter()
+            avals = [
+                jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(leaf.dtype))
+                for leaf in self.spec.inputs
+            ]
+            compiled = self._jitted.lower(*avals).compile()
+            self.compile_s = time.perf_counter() - started
+            stats = compiled.memory_analysis()
+            if stats is not None:
+                self.temp_bytes = int(stats.temp_size_in_bytes)
+                output_bytes = int(stats.output_size_in_bytes)
+                check_memory(self.temp_bytes, output_bytes, self._max_bytes, self._where)
+            self._call = compiled
+            logger.debug("%s compiled in %.2f s", self._where, self.compile_s)
+        return self._call
+
+    def run(self, env: Mapping[Key, Array]) -> dict[Key, Array]:
+        """Takes its inputs from `env` by key; returns its outputs by key. Donated inputs die."""
+        call = self._call or self.compile()
+        try:
+            arguments = [env[key] for key in self._input_keys]
+        except KeyError as exc:
+            raise BundleError(f"{self._where}: no array for input {exc.args[0]}") from None
+        return dict(zip(self._output_keys, call(*arguments), strict=True))
+
+
+class LoadedStage:
+    """The checked programs of one stage."""
+
+    def __init__(self, manifest: StageManifest, programs: Mapping[str, LoadedProgram]) -> None:
+        self.manifest = manifest
+        self._programs = dict(programs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._programs)
+
+    def has(self, name: str) -> bool:
+        """Whether the stage has a program of that name."""
+        return name in self._programs
+
+    def program(self, name: str) -> LoadedProgram:
+        """The program of that name.
+
+        Raises:
+            BundleError: The stage has none; names those it has.
+        """
+        try:
+            return self._programs[name]
+        except KeyError:
+            raise BundleError(
+                f"stage {self.manifest.stage} has no program {name!r};"
+                f" it has {', '.join(self._programs)}"
+            ) from None
+
+    def run(self, name: str, env: Mapping[Key, Array]) -> dict[Key, Array]:
+        """Runs a program on the arrays of `env` that it takes; others are ignored.
+
+        Donated inputs (gradients in backward; parameters and optimizer state in update) must not
+        be used again.
+        """
+        program = self._programs.get(name)
+        return (program or self.program(name)).run(env)
+
+    def compile(self) -> dict[str, float]:
+        """Compiles all programs now.
+
+        Returns:
+            Seconds per program.
+
+        Raises:
+            ForbiddenProgramError: A program asks for more memory than the bound.
+        """
+        seconds = {}
+        for name, program in self._programs.items():
+            program.compile()
+            seconds[name] = program.compile_s or 0.0
+        return seconds
+
+    @property
+    def temp_bytes(self) -> int:
+        """Largest temporary memory of a compiled program."""
+        return max((p.temp_bytes or 0 for p in self._programs.values()), default=0)
+
+
+def load_stage(
+    bundle: StageBundle, *, max_bytes: int | None = None, trusted: bool = False
+) -> LoadedStage:
+    """Checks a bundle's programs and makes them callable. Nothing is compiled yet.
+
+    Args:
+        max_bytes: Bound on temporary plus result memory of one call, checked when compiled; the
+            smaller of this and the manifest's own bound holds.
+        trusted: Skips the walk over the module in search of custom calls; for bundles built in this process.
+
+    Raises:
+        BundleError: Damaged, or not what the manifest says.
+        ForbiddenProgramError: Asks for something a device does not allow.
+    """
+    manifest = bundle.manifest
+    check_manifest(manifest, bundle.programs)
+    bounds = [b for b in (max_bytes, manifest.temp_bytes_bound) if b is not None]
+    programs = {}
+    for spec in manifest.programs:
+        where = f"stage {manifest.stage} program {spec.name!r}"
+        data = bundle.programs[spec.name]
+        check_bytes(spec, data, where)
+        exported = deserialize(data, where)
+        check_signature(spec, exported, where)
+        if not trusted:
+            check_custom_calls(exported, where)
+        programs[spec.name] = LoadedProgram(
+            spec, exported.call, where, min(bounds) if bounds else None
+        )
+    return LoadedStage(manifest, programs)
