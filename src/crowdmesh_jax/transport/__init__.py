@@ -11,6 +11,7 @@ from .api import Frame, FrameBounds, Lane, PeerGone, Received, Transport
 from .codec import aligned_empty, decode, encode, encode_bytes, encoded_size
 from .flow import QueueBounds
 from .memory import MemoryNetwork, MemoryTransport
+from .shaped import ShapedTransport, SharedLink
 
 if TYPE_CHECKING:
     from .grpc import GrpcTransport
@@ -25,6 +26,8 @@ __all__ = [
     "PeerGone",
     "QueueBounds",
     "Received",
+    "ShapedTransport",
+    "SharedLink",
     "Transport",
     "aligned_empty",
     "decode",

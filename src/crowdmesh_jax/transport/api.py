@@ -56,7 +56,8 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """A peer's connection ended: its process died, it closed, or it broke the format."""
+    """A peer's connection ended: its process died, it broke the format, or it closed (then
+    `error` is None)."""
 
     peer: str
     reason: str

@@ -235,6 +235,7 @@ class GrpcTransport:
         try:
             port = server.add_insecure_port(str(self._address))
         except RuntimeError as exc:
+            await server.stop(grace=None)
             raise AddressError(
                 f"{self._device!r} cannot listen on {self._address}:"
                 f" {self._address.bind_failure()}; stop the process that has the port,"

@@ -147,7 +147,7 @@ class MemoryTransport:
 
     def _forget(self, peer: str, reason: str) -> None:
         if self._peers.pop(peer, None) is not None:
-            self._inbox.gone(PeerGone(peer, reason, PeerLostError(reason)))
+            self._inbox.gone(PeerGone(peer, reason))
 
 
 def _read_only(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
