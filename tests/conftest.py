@@ -1,6 +1,12 @@
-"""Shared set-up: one XLA thread per process, so that bit-equality claims are about one machine type."""
+"""Shared set-up: one XLA thread per process, so that bit-equality is claimed for one machine type."""
 
 import os
 
 os.environ.setdefault("NPROC", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from hypothesis import HealthCheck, settings
+
+# Other processes share the machine: an example that took long says nothing about the code.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")

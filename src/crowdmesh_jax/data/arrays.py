@@ -28,7 +28,8 @@ def epoch_order(rows: int, *, seed: int, epoch: int, shuffle: bool = True) -> np
     """
     if not shuffle:
         return np.arange(rows)
-    bits = np.random.Philox(key=[seed, epoch]).random_raw(rows)
+    key = np.array([seed, epoch], dtype=np.uint64)  # a list of large integers becomes floats
+    bits = np.random.Philox(key=key).random_raw(rows)
     return np.argsort(bits, kind="stable")
 
 

@@ -1,0 +1,167 @@
+"""The folder that a run leaves behind.
+
+    runs/NAME/
+        config.toml     the job, crowd and options, resolved
+        plan.json       the plan that ran
+        events.jsonl    every event and action of the coordinator, checksummed
+        metrics.jsonl   a line per committed step
+        trace.json      opens in Perfetto
+        checkpoint/     safetensors shards and manifest.json
+
+Knows the files' names and how to write them whole; not what a run does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import PipelinePlan, values
+from ..errors import RecordError
+from .checkpoint import Checkpoint, Key, load_checkpoint, save_checkpoint
+from .files import record_errors, sync_folder, write_atomic
+from .journal import Journal
+
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run's folder. Files appear whole or not at all; journals grow by whole records."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: str | Path = "runs", name: str | None = None) -> RunFolder:
+        """Makes `root/name`; without a name, one of the date and time.
+
+        Raises:
+            RecordError: The name is taken or no file name, or the folder cannot be made.
+        """
+        root = Path(root)
+        if name is not None and not NAME_PATTERN.match(name):
+            raise RecordError(
+                f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100"
+            )
+        with record_errors(root, "make the folder"):
+            root.mkdir(parents=True, exist_ok=True)
+            for path in cls._candidates(root, name):
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    if name is not None:
+                        raise RecordError(
+                            f"{path}: a run of that name is there; choose another name"
+                        ) from None
+                else:
+                    sync_folder(root)
+                    return cls(path.absolute())
+        raise AssertionError("candidates never end")
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run's folder.
+
+        Raises:
+            RecordError: There is no folder, or it is no run's.
+        """
+        folder = cls(Path(path).absolute())
+        if not folder.path.is_dir():
+            raise RecordError(f"{path}: no such run folder")
+        if not (folder.config_path.exists() or folder.events_path.exists()):
+            raise RecordError(f"{path}: no run's folder: neither config.toml nor events.jsonl")
+        return folder
+
+    @staticmethod
+    def _candidates(root: Path, name: str | None):
+        if name is not None:
+            yield root / name
+            return
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        yield root / stamp
+        yield from (root / f"{stamp}-{again}" for again in itertools.count(2))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def events_path(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def trace_path(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoint"
+
+    def write_config(self, config: Any) -> None:
+        """Writes `config.toml` from a dataclass or mapping; None fields are left out."""
+        import tomli_w
+
+        plain = _without_none(values.to_plain(config))
+        write_atomic(self.config_path, tomli_w.dumps(plain).encode())
+
+    def write_plan(self, plan: PipelinePlan) -> None:
+        """Writes `plan.json`."""
+        write_atomic(self.plan_path, (values.to_json(plan, indent=1) + "\n").encode())
+
+    def read_plan(self) -> PipelinePlan:
+        """The plan that ran.
+
+        Raises:
+            FormatError: There is none, or the file is damaged.
+        """
+        return values.load(PipelinePlan, self.plan_path)
+
+    def write_trace(self, trace: Mapping[str, Any]) -> None:
+        """Writes `trace.json` (see `chrome_trace`)."""
+        write_atomic(self.trace_path, json.dumps(trace, separators=(",", ":")).encode())
+
+    def events(self) -> Journal:
+        """The run's events, for appending: one process at a time."""
+        return Journal(self.events_path)
+
+    def metrics(self) -> Journal:
+        """The run's metrics, for appending: one process at a time."""
+        return Journal(self.metrics_path)
+
+    def save_checkpoint(
+        self, version: int, arrays: Mapping[Key, np.ndarray], meta: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Replaces the run's checkpoint; see `crowdmesh_jax.record.save_checkpoint`."""
+        return save_checkpoint(self.checkpoint_path, version, arrays, meta)
+
+    def load_checkpoint(self, *, job_sha256: str | None = None) -> Checkpoint:
+        """The run's checkpoint; see `crowdmesh_jax.record.load_checkpoint`."""
+        return load_checkpoint(self.checkpoint_path, job_sha256=job_sha256)
+
+
+def _without_none(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {key: _without_none(item) for key, item in plain.items() if item is not None}
+    if isinstance(plain, list):
+        return [_without_none(item) for item in plain if item is not None]
+    return plain

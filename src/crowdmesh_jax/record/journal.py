@@ -1,0 +1,197 @@
+"""An append-only file of JSON lines that tells a crash from damage.
+
+A line is the caller's fields between a number and a checksum:
+`{"seq":3,"kind":"commit","step":7,"crc":"1f2e3d4c"}`. A crash can leave a last line without its
+newline; that record was never promised, and it is cut off. Anything else that does not fit
+(a wrong checksum, a gap) is damage, and nothing is read. Knows nothing of what records mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core import values
+from ..errors import RecordError
+from .files import read_bytes, record_errors, sync_folder
+
+logger = logging.getLogger(__name__)
+
+RESERVED = ("seq", "crc")
+_TAIL = len(',"crc":"00000000"}')
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    records: list[dict[str, Any]]
+    whole_bytes: int
+    torn_bytes: int
+
+
+def encode_record(seq: int, record: Mapping[str, Any]) -> bytes:
+    """One line, newline included.
+
+    Raises:
+        RecordError: A reserved field name, or a value that JSON cannot hold.
+    """
+    for name in RESERVED:
+        if name in record:
+            raise RecordError(f"journal record: field {name!r} is the journal's own")
+    try:
+        plain = values.to_plain({"seq": seq, **record})
+        body = json.dumps(plain, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    except (TypeError, ValueError) as exc:
+        raise RecordError(f"journal record {seq}: {exc}") from exc
+    return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    body, tail = line[:-_TAIL], line[-_TAIL:]
+    if tail != b',"crc":"%08x"}' % zlib.crc32(body):
+        return None
+    try:
+        record = json.loads(body + b"}")
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _scan(path: Path) -> _Scan:
+    data = read_bytes(path)
+    whole = data.rfind(b"\n") + 1
+    records: list[dict[str, Any]] = []
+    offset = 0
+    for line in data[:whole].splitlines(keepends=True):
+        record = _decode(line[:-1]) if line.endswith(b"\n") else None
+        if record is None or record.get("seq") != len(records):
+            raise RecordError(
+                f"{path}: record {len(records)} at byte {offset} is damaged;"
+                f" restore the file, or keep what is sound: head -c {offset} {path.name}"
+            )
+        records.append(record)
+        offset += len(line)
+    return _Scan(records, whole, len(data) - whole)
+
+
+def read_journal(path: str | Path) -> list[dict[str, Any]]:
+    """All records, in order, each with its `seq`; a torn last one is left out. Changes nothing.
+
+    Raises:
+        RecordError: Missing, unreadable or damaged; names the byte.
+    """
+    records = _scan(Path(path)).records
+    for record in records:
+        record.pop("crc", None)
+    return records
+
+
+class Journal:
+    """Appends records to a file that no other process appends to.
+
+    Opening an existing journal reads it (`records`), cuts off a torn last record and goes on after
+    it. `append` returns when the operating system has the line; with `durable=True`, or after
+    `sync`, it survives a loss of power too.
+
+    Raises:
+        RecordError: Another process holds it (names the pid), or it is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = self._file = -1
+        try:
+            self._lock = self._take_lock()
+            with record_errors(self.path, "open"):
+                existed = self.path.exists()
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+                self._file = os.open(self.path, flags, 0o644)
+                if not existed:
+                    sync_folder(self.path.parent)
+            scan = _scan(self.path)
+            if scan.torn_bytes:
+                logger.warning("%s: cut off a torn record, %d bytes", self.path, scan.torn_bytes)
+                with record_errors(self.path, "cut off a torn record"):
+                    os.ftruncate(self._file, scan.whole_bytes)
+                    os.fsync(self._file)
+        except BaseException:
+            self.close()
+            raise
+        self.records = tuple(scan.records)
+        """What the file held when it was opened."""
+        self._next = len(scan.records)
+        self._size = scan.whole_bytes
+
+    def append(self, record: Mapping[str, Any], *, durable: bool = False) -> int:
+        """Writes one record after the last; returns its number.
+
+        Raises:
+            RecordError: The journal is closed, the disk is full, or the record is no JSON.
+        """
+        if self._file < 0:
+            raise RecordError(f"{self.path}: the journal is closed")
+        line = encode_record(self._next, record)
+        with record_errors(self.path, "append"):
+            try:
+                written = os.write(self._file, line)
+                if written != len(line):
+                    raise OSError(f"{written} of {len(line)} bytes written; the disk may be full")
+                if durable:
+                    os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, self._size)  # no torn line under what comes next
+                raise
+        self._size += len(line)
+        self._next += 1
+        return self._next - 1
+
+    def sync(self) -> None:
+        """Returns when all appended records would survive a loss of power."""
+        if self._file >= 0:
+            with record_errors(self.path, "sync"):
+                os.fsync(self._file)
+
+    def close(self) -> None:
+        """Lets another process append. Idempotent."""
+        for name in ("_file", "_lock"):
+            handle = getattr(self, name)
+            setattr(self, name, -1)
+            if handle >= 0:
+                os.close(handle)
+
+    def __len__(self) -> int:
+        return self._next
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """All records as they stand in the file now."""
+        return iter(read_journal(self.path))
+
+    def _take_lock(self) -> int:
+        # Beside the journal, so that the holder's pid can be written into it. It stays: removing a
+        # lock file lets two processes hold locks on two files of one name.
+        path = self.path.with_name(f".{self.path.name}.lock")
+        with record_errors(path, "open"):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise RecordError(
+                f"{self.path}: process {holder} is writing it; wait for it or stop it first"
+            ) from exc
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        return handle
