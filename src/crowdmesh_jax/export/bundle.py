@@ -18,10 +18,12 @@ import numpy as np
 
 from ..core.plan import PipelinePlan
 from ..errors import ExportError, InvalidPlanError, JobError
+from ..model.job import TrainingJob
+from ..model.trees import leaf_paths, spec_of, unflatten
 from ..programs.bundle import StageBundle
-from ..programs.manifest import FORMAT_VERSION, LeafSpec, ProgramSpec, StageManifest
+from ..programs.manifest import FORMAT_VERSION, ProgramSpec, StageManifest
 from . import stage as st
-from .chain import Chain, Key, build_chain, flat_leaves
+from .chain import Chain, Key, build_chain
 from .flat import FlatProgram, abstract, leaf_spec
 from .optimizer import SlicedOptimizer, slice_optimizer
 
@@ -39,12 +41,11 @@ class TrainState:
 
 
 def build_bundles(
-    job: Any, plan: PipelinePlan, inputs_spec: Any, targets_spec: Any
+    job: TrainingJob, plan: PipelinePlan, inputs_spec: Any, targets_spec: Any
 ) -> tuple[StageBundle, ...]:
     """Traces and exports the programs of each stage.
 
     Args:
-        job: A `TrainingJob`.
         plan: Its `num_layers` and `microbatches` must be the job's.
         inputs_spec, targets_spec: Pytrees of `jax.ShapeDtypeStruct` for ONE MICROBATCH.
 
@@ -60,10 +61,11 @@ def build_bundles(
         raise InvalidPlanError(
             f"the plan has {plan.microbatches} microbatches, the job {job.microbatches}"
         )
+    job.check(inputs_spec, targets_spec)
     with _tracing():
         chain = build_chain(job.model, inputs_spec)
-        sliced = slice_optimizer(job.optimizer, _param_specs(chain))
-        targets = st.Targets.of(targets_spec)
+        sliced = slice_optimizer(job.optimizer, job.model.specs(inputs_spec).params)
+        targets = st.Targets.of(spec_of(targets_spec))
         st.check_loss(job, chain.carries[-1], targets)
         return tuple(
             _build_stage(job, plan, index, chain, sliced, targets)
@@ -84,15 +86,8 @@ def _tracing() -> Iterator[None]:
         jax.config.update(option, old)
 
 
-def _param_specs(chain: Chain) -> dict[str, Any]:
-    return {
-        view.layer.name: jax.tree.unflatten(view.params_tree, [abstract(s) for s in view.params])
-        for view in chain.layers
-    }
-
-
 def _build_stage(
-    job: Any,
+    job: TrainingJob,
     plan: PipelinePlan,
     index: int,
     chain: Chain,
@@ -193,49 +188,37 @@ def export_program(name: str, program: FlatProgram, where: str) -> tuple[Program
     return spec, data
 
 
-def initial_arrays(job: Any, inputs_spec: Any) -> dict[Key, np.ndarray]:
+def initial_arrays(job: TrainingJob, inputs_spec: Any) -> dict[Key, np.ndarray]:
     """Parameters, statistics and optimizer state of the whole model at version 0.
 
     Make them in one place and ship them: normal variates differ in the last bit between machines.
     """
     with jax.threefry_partitionable(True):
         params, state = job.model.init(job.seed, inputs_spec)
-    specs = {name: jax.tree.map(_spec_of, tree) for name, tree in params.items()}
     arrays: dict[Key, np.ndarray] = {}
     for role, trees in (("param", params), ("state", state)):
         for name, tree in trees.items():
-            specs_of = flat_leaves(role, name, tree)
-            for leaf, array in zip(specs_of, jax.tree.leaves(tree), strict=True):
-                arrays[leaf.key] = np.asarray(array)
-    arrays.update(slice_optimizer(job.optimizer, specs).init_arrays(params))
+            arrays.update(((role, name, path), np.asarray(leaf)) for path, leaf in leaf_paths(tree))
+    sliced = slice_optimizer(job.optimizer, job.model.specs(inputs_spec).params)
+    arrays.update(sliced.init_arrays(params))
     return arrays
 
 
-def _spec_of(array: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def assemble(job: Any, inputs_spec: Any, arrays: Mapping[Key, Any]) -> TrainState:
+def assemble(job: TrainingJob, inputs_spec: Any, arrays: Mapping[Key, Any]) -> TrainState:
     """Puts leaves back into the plain trees of params, state and optimizer state.
 
     Raises:
-        JobError: A leaf of the model is missing.
+        ModelError, JobError: A leaf of the model or of the optimizer is missing.
     """
     specs = job.model.specs(inputs_spec)
-    params: dict[str, Any] = {}
-    state: dict[str, Any] = {}
+    trees: dict[str, dict[str, Any]] = {}
+    for role, tree in (("param", specs.params), ("state", specs.state)):
+        trees[role] = {}
+        for name, spec in tree.items():
+            found = {k[2]: v for k, v in arrays.items() if k[:2] == (role, name)}
+            trees[role][name] = unflatten(spec, found)
     try:
-        for layer, spec in zip(job.model.layers, specs.layers, strict=True):
-            for role, tree, into in (("param", spec.params, params), ("state", spec.state, state)):
-                leaves = flat_leaves(role, layer.name, tree)
-                into[layer.name] = jax.tree.unflatten(
-                    jax.tree.structure(tree), [arrays[leaf.key] for leaf in leaves]
-                )
-        shapes = {name: jax.tree.map(_spec_of, tree) for name, tree in params.items()}
-        opt_state = slice_optimizer(job.optimizer, shapes).assemble(arrays)
+        opt_state = slice_optimizer(job.optimizer, specs.params).assemble(arrays)
     except KeyError as exc:
-        raise JobError(f"no array for leaf {exc.args[0]}; arrays of another model?") from None
-    return TrainState(params, state, opt_state)
-
-
-__all__ = ["LeafSpec", "TrainState", "assemble", "build_bundles", "initial_arrays"]
+        raise JobError(f"no array for leaf {exc.args[0]}: arrays of another job?") from None
+    return TrainState(trees["param"], trees["state"], opt_state)

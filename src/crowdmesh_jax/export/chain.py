@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..errors import CrowdMeshError, ModelError, UnsupportedLayerError
+from ..errors import UnsupportedLayerError
 from ..model.layer import Layer
 from ..model.randomness import layer_key
-from ..model.trees import leaf_paths
+from ..model.staged import StagedModel, call_layer
+from ..model.trees import leaf_paths, spec_of
 from ..programs.manifest import LeafSpec
 from . import jaxpr as jp
 from .flat import abstract, leaf_spec
@@ -78,20 +79,19 @@ class Chain:
         return tuple(view.layer.name for view in self.layers)
 
 
-def build_chain(model: Any, inputs_spec: Any) -> Chain:
+def build_chain(model: StagedModel, inputs_spec: Any) -> Chain:
     """Walks the layers on shapes alone.
 
     Args:
-        model: A `StagedModel`.
         inputs_spec: Pytree of `jax.ShapeDtypeStruct` for one microbatch.
 
     Raises:
-        UnsupportedLayerError: A layer calls back into Python, closes over a large array, has a
-            parameter that is no floating array, or changes its statistics' shapes.
+        UnsupportedLayerError: A layer closes over a large array, or has side effects.
+        ModelError: As `StagedModel.specs`, which refuses callbacks, misfits and odd leaves.
     """
     specs = model.specs(inputs_spec)
     views: list[LayerView] = []
-    leaves, tree = jax.tree.flatten(inputs_spec)
+    leaves, tree = jax.tree.flatten(spec_of(inputs_spec))
     plain = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     carry = Carry(plain, tree, has_aux=False, active=(False,) * len(plain))
     carries = [carry]
@@ -106,17 +106,10 @@ def build_chain(model: Any, inputs_spec: Any) -> Chain:
 
 
 def _view(index: int, layer: Layer, params: Any, state: Any) -> LayerView:
-    param_leaves = flat_leaves("param", layer.name, params)
-    for leaf in param_leaves:
-        if not jp.is_inexact(abstract(leaf)):
-            raise UnsupportedLayerError(
-                f"layer {layer.name!r}: parameter {leaf.path!r} is {leaf.dtype}; parameters must be"
-                " floating-point arrays, keep integers in the layer's state"
-            )
     return LayerView(
         index,
         layer,
-        param_leaves,
+        flat_leaves("param", layer.name, params),
         jax.tree.structure(params),
         flat_leaves("state", layer.name, state),
         jax.tree.structure(state),
@@ -132,12 +125,6 @@ def flat_leaves(role: str, layer: str, tree: Any) -> tuple[LeafSpec, ...]:
 def _step(view: LayerView, before: Carry, by_path: Mapping[Path, LeafSpec]) -> Carry:
     """Traces one layer in training mode and derives the boundary behind it."""
     name = view.layer.name
-    for local, path in view.borrows.items():
-        if path not in by_path:
-            raise ModelError(
-                f"layer {name!r} borrows {local!r} from {path}, which is no parameter of an"
-                " earlier layer"
-            )
     read = [*view.params, *(by_path[path] for path in view.borrows.values())]
     inputs = [abstract(leaf) for leaf in (*read, *view.state)]
     captured: dict[str, Any] = {}
@@ -147,19 +134,12 @@ def _step(view: LayerView, before: Carry, by_path: Mapping[Path, LeafSpec]) -> C
         params = {(s.layer, s.path): flat.pop(0) for s in read}
         state = {(s.layer, s.path): flat.pop(0) for s in view.state}
         x = [flat.pop(0) for _ in before.leaves]
-        y, new_state, aux = apply_layer(view, params, state, x, before.tree, flat, train=True)
+        y, _, aux = apply_layer(view, params, state, x, before.tree, flat, train=True)
         captured["y"], captured["aux"] = y, aux is not None
-        for spec in view.state:
-            value = new_state[spec.layer, spec.path]
-            if (value.shape, value.dtype) != (spec.shape, jnp.dtype(spec.dtype)):
-                raise UnsupportedLayerError(
-                    f"layer {name!r}: state {spec.path!r} was {spec.dtype}{list(spec.shape)} and"
-                    f" becomes {value.dtype}{list(value.shape)}; state must keep shape and dtype"
-                )
         return [*jax.tree.leaves(y), *([] if aux is None else [aux])]
 
     scalars = [jax.ShapeDtypeStruct((), jnp.uint32)] * 3
-    closed = traced_layer(name, run, [*inputs, *before.leaves, *scalars])
+    closed = jp.trace(run, [*inputs, *before.leaves, *scalars])
     refuse(closed, f"layer {name!r}")
     flowing = sum(1 << i for i in range(len(read)))
     first_x = len(inputs)
@@ -178,18 +158,6 @@ def _step(view: LayerView, before: Carry, by_path: Mapping[Path, LeafSpec]) -> C
         active.append(own_aux or (before.has_aux and before.active[-1]))
     after = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in y_leaves)
     return Carry(after, y_tree, has_aux, tuple(active))
-
-
-def traced_layer(name: str, fn: Any, specs: Sequence[Any]) -> Any:
-    """Traces user code; what it raises gets the layer's name."""
-    try:
-        return jp.trace(fn, specs)
-    except CrowdMeshError:
-        raise
-    except Exception as exc:
-        raise UnsupportedLayerError(
-            f"layer {name!r} cannot be traced: {type(exc).__name__}: {exc}"
-        ) from exc
 
 
 def refuse(closed: Any, where: str) -> None:
@@ -239,15 +207,7 @@ def apply_layer(
         own = {**own, **{local: params[path] for local, path in view.borrows.items()}}
     old = jax.tree.unflatten(view.state_tree, [state[s.layer, s.path] for s in view.state])
     key = layer_key(seed, step, microbatch, view.index)
-    y, new, aux = view.layer.apply(own, old, jax.tree.unflatten(x_tree, list(x)), key, train)
-    leaves, tree = jax.tree.flatten(new)
-    if tree != view.state_tree:
-        raise UnsupportedLayerError(
-            f"layer {view.layer.name!r}: its state changes structure from {view.state_tree} to"
-            f" {tree}; state must keep its structure"
-        )
-    new_state = {
-        (s.layer, s.path): jnp.asarray(leaf) for s, leaf in zip(view.state, leaves, strict=True)
-    }
-    y = jax.tree.map(jnp.asarray, y)
-    return y, new_state, None if aux is None else jnp.asarray(aux, jnp.float32)
+    y, new, aux = call_layer(view.layer, own, old, jax.tree.unflatten(x_tree, list(x)), key, train)
+    leaves = jax.tree.leaves(new)
+    new_state = {(s.layer, s.path): leaf for s, leaf in zip(view.state, leaves, strict=True)}
+    return y, new_state, aux

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import JobError
+from ..model.job import TrainingJob
 from ..programs.manifest import LeafSpec
 from . import jaxpr as jp
 from .chain import AUX, Carry, Chain, Key, LayerView, Path, apply_layer, refuse
@@ -327,7 +328,7 @@ def _accumulate(parts: StageParts, env: Env, cotangents: Sequence[Any]) -> Outpu
     return [*((leaf.key, value) for leaf, value in upstream), *sums]
 
 
-def loss_backward(parts: StageParts, job: Any, targets: Targets) -> FlatProgram:
+def loss_backward(parts: StageParts, job: TrainingJob, targets: Targets) -> FlatProgram:
     """Forward, loss share and backward of the last stage as one program."""
     share = jnp.float32(1.0 / job.microbatches)
 
@@ -373,42 +374,27 @@ class Targets:
 
 
 def weighted_sum(values: Any, weights: Any) -> Any:
-    """sum(values * weights) in float32."""
-    return jnp.sum(values.astype(jnp.float32) * weights.astype(jnp.float32))
+    """sum(values * weights) of what `TrainingJob.loss_fn` returns, in float32."""
+    return jnp.sum(values * weights)
 
 
-def metric_sums(job: Any, outputs: Any, targets: Any) -> Outputs:
+def metric_sums(job: TrainingJob, outputs: Any, targets: Any) -> Outputs:
     """(sum, count) of each of the job's metrics as float32 scalars."""
     pairs: Outputs = []
-    for metric in job.metrics:
-        total, count = metric.fn(outputs, targets)
-        pairs.append((("metric", "", f"{metric.name}/sum"), jnp.asarray(total, jnp.float32)))
-        pairs.append((("metric", "", f"{metric.name}/count"), jnp.asarray(count, jnp.float32)))
+    for name, metric in job.metric_functions.items():
+        for part, value in zip(("sum", "count"), metric(outputs, targets), strict=True):
+            pairs.append((("metric", "", f"{name}/{part}"), jnp.asarray(value, jnp.float32)))
     return pairs
 
 
-def weigh(job: Any, outputs: Carry, targets: Targets) -> FlatProgram:
-    """The sum of a microbatch's loss weights from its targets alone.
-
-    Raises:
-        JobError: The weights depend on the model's outputs.
-    """
-    inputs = (*outputs.specs("y"), *targets.specs)
+def weigh(job: TrainingJob, outputs: Carry, targets: Targets) -> FlatProgram:
+    """The sum of a microbatch's loss weights from its targets alone (`TrainingJob.check`)."""
+    tree = jax.tree.unflatten(outputs.tree, list(outputs.leaves))
 
     def run(env: Env) -> Outputs:
-        y = [env["y", "", str(i)] for i in range(len(outputs.leaves))]
-        _, weights = job.loss_fn(jax.tree.unflatten(outputs.tree, y), targets.read(env))
-        return [(("weight", "", ""), jnp.sum(weights.astype(jnp.float32)))]
+        return [(("weight", "", ""), jnp.sum(job.weights(tree, targets.read(env))))]
 
-    program = flat_program(run, inputs)
-    read = [leaf for leaf in program.inputs if leaf.role == "y"]
-    if read:
-        raise JobError(
-            "the loss weights depend on the model's outputs; they must follow from the targets"
-            " alone, so that their sum is known before the step. Put the dependent factor into the"
-            " values"
-        )
-    return program
+    return flat_program(run, targets.specs)
 
 
 def merge(parts: StageParts) -> FlatProgram | None:
@@ -428,7 +414,7 @@ def merge(parts: StageParts) -> FlatProgram | None:
     return flat_program(run, (*lent, *tied), donate=("grad",))
 
 
-def eval_forward(parts: StageParts, job: Any, targets: Targets | None) -> FlatProgram:
+def eval_forward(parts: StageParts, job: TrainingJob, targets: Targets | None) -> FlatProgram:
     """Forward in evaluation mode; on the last stage (targets given) loss, weight and metrics too.
 
     The loss is sum(values * weights), not divided; auxiliary losses do not count.
@@ -443,7 +429,7 @@ def eval_forward(parts: StageParts, job: Any, targets: Targets | None) -> FlatPr
         values, weights = job.loss_fn(y, wanted)
         return [
             (("loss", "", ""), weighted_sum(values, weights)),
-            (("weight", "", ""), jnp.sum(weights.astype(jnp.float32))),
+            (("weight", "", ""), jnp.sum(weights)),
             *metric_sums(job, y, wanted),
             *((("y", "", str(i)), leaf) for i, leaf in enumerate(jax.tree.leaves(y))),
         ]
@@ -463,7 +449,7 @@ def _check_eval_boundary(parts: StageParts, program: FlatProgram, inner: bool) -
         )
 
 
-def check_loss(job: Any, outputs: Carry, targets: Targets) -> None:
+def check_loss(job: TrainingJob, outputs: Carry, targets: Targets) -> None:
     """Traces loss and metrics alone, so that what they do wrong bears their name.
 
     Raises:

@@ -148,7 +148,7 @@ def load_stage(
     Args:
         max_bytes: Bound on temporary plus result memory of one call, checked when compiled; the
             smaller of this and the manifest's own bound holds.
-        trusted: Skips the walk over the module in search of custom calls; for bundles built in this process.
+        trusted: Skips the search for custom calls; for bundles built in this process.
 
     Raises:
         BundleError: Damaged, or not what the manifest says.
