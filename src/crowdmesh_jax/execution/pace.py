@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,7 +69,9 @@ def measure_programs(loaded: LoadedStage, pace: Pace, *, repeats: int = 5) -> Ma
         donated = {program.inputs[i].key for i in program.donate}
 
         def fresh(inputs: dict[Any, Any] = inputs, donated: set[Any] = donated) -> dict[Any, Any]:
-            return {k: jax.device_put(np.array(v)) if k in donated else v for k, v in inputs.items()}
+            return {
+                k: jax.device_put(np.array(v)) if k in donated else v for k, v in inputs.items()
+            }
 
         inputs = {k: v if k in donated else jax.device_put(v) for k, v in inputs.items()}
         name = program.name
@@ -81,6 +83,13 @@ def measure_programs(loaded: LoadedStage, pace: Pace, *, repeats: int = 5) -> Ma
             times.append(timed.end_s - timed.start_s)
         seconds[name] = statistics.median(times)
     return seconds
+
+
+def _fresh(inputs: Mapping[Any, Any], donated: Set[Any]) -> dict[Any, Any]:
+    """The same environment with buffers of its own where the program donates them."""
+    import jax
+
+    return {k: jax.device_put(np.array(v)) if k in donated else v for k, v in inputs.items()}
 
 
 def _sample(spec: LeafSpec, rng: np.random.Generator) -> np.ndarray:

@@ -124,6 +124,11 @@ class StageWorker:
         self.totals.weight = total
         self._inv_weight = np.float32(1) / total if total > 0 else np.float32(0)
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether this step's targets were loaded and weighed."""
+        return bool(self._targets)
+
     def forward(self, microbatch: int, x: Sequence[Array]) -> list[Array]:
         """Runs one forward; returns the boundary leaves that go downstream.
 

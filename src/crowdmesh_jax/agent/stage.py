@@ -1,0 +1,104 @@
+"""A stage as an agent holds it: programs, worker, rows, and what rides up with a step's last B."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data import source_from_spec
+from ..errors import BundleError
+from ..execution import Pace, StageWorker, measure_programs
+from ..programs import bundle_from_arrays, load_stage
+from ..protocol import messages as msg
+from .envelope import Group, Key
+from .rows import Rows
+
+
+class HeldStage:
+    """What LoadStage made. All methods but the constructor's run on the compute thread."""
+
+    def __init__(self, worker: StageWorker, rows: Rows, lending_layers: dict[str, int]) -> None:
+        self.worker = worker
+        self.rows = rows
+        self.parts: dict[Key, Any] = {}
+        """Of the step just finished: own and later stages', for Reduce on stage 0."""
+        manifest = worker.manifest
+        self.y_keys = [leaf.key for leaf in manifest.boundary_out]
+        self.dx_keys = [leaf.key for leaf in manifest.gradient_out]
+        self.borrowed_keys = {("borrowed", *path) for path in manifest.borrows}
+        self._lends = {("tied_grad", *path) for path in manifest.lends}
+        self._lending_layers = lending_layers
+
+    @classmethod
+    def load(
+        cls,
+        install: msg.Install,
+        arrays: Group,
+        extra: Mapping[str, Any],
+        ask: Callable[[int], Any],
+    ) -> HeldStage:
+        """Checks and compiles what an Install frame brought, and puts its state in place.
+
+        Raises:
+            BundleError: Damaged, incomplete or for another plan.
+        """
+        manifest_json = extra.get("manifest")
+        if not isinstance(manifest_json, str):
+            raise BundleError("Install came without a manifest")
+        programs = {k[1]: v for k, v in arrays.items() if k[0] == "program"}
+        bundle = bundle_from_arrays(manifest_json, programs)
+        manifest = bundle.manifest
+        stage = install.plan.stages[install.stage]
+        if (manifest.stage, manifest.first_layer, manifest.last_layer) != (
+            install.stage, stage.first_layer, stage.last_layer,
+        ) or manifest.plan_sha256 != install.plan.digest():  # fmt: skip
+            raise BundleError(f"stage {install.stage}: the bundle is for another plan")
+        loaded = load_stage(bundle)
+        loaded.compile()
+        worker = StageWorker(loaded)
+        worker.install(arrays, install.base)
+        source = None
+        if isinstance(extra.get("data"), str):
+            data = {k[1]: np.asarray(v) for k, v in arrays.items() if k[0] == "data"}
+            source = source_from_spec(json.loads(extra["data"]), data)
+        rows = Rows(
+            microbatches=install.plan.microbatches,
+            has_inputs=worker.is_first,
+            has_targets=worker.is_last,
+            source=source,
+            ask=ask,
+        )
+        names = {name: manifest.first_layer + i for i, name in enumerate(manifest.layer_names)}
+        return cls(worker, rows, {name: names[name] for name, _ in manifest.lends})
+
+    def finish_step(self, below: Mapping[Key, Any]) -> tuple[Group, dict[str, float], bool, bool]:
+        """Merges, makes scalars. Returns (parts for upstream, values, is_finite, has_weight)."""
+        worker = self.worker
+        cuts = worker.finish_step({k: v for k, v in below.items() if k in self._lends})
+        parts = {k: v for k, v in below.items() if k not in self._lends}
+        parts.update(worker.tied_gradients())
+        parts.update(cuts)
+        self.parts = parts
+        if not worker.is_last:
+            return parts, {}, True, True
+        totals = worker.totals
+        values = {"loss": float(totals.loss)}
+        for name, (total, count) in totals.metrics.items():
+            values[name] = total / count if count else float("nan")
+        return parts, values, totals.is_finite, bool(totals.weight > 0)
+
+    def apply(self, verdict: Group, skip: bool) -> Mapping[int, Group]:
+        """Takes the next version. Returns what is lent to later stages, per lending layer."""
+        self.worker.apply(verdict, skip=skip)
+        tied: dict[int, dict[Key, Any]] = {}
+        for key, value in self.worker.lent().items():
+            # A copy: the next update donates the parameter, perhaps before this was sent.
+            tied.setdefault(self._lending_layers[key[1]], {})[key] = np.array(value)
+        return tied
+
+    def measure(self, pace: Pace, repeats: int) -> dict[str, float]:
+        """Median seconds of each program, alone, on made-up inputs."""
+        return dict(measure_programs(self.worker.loaded, pace, repeats=repeats))

@@ -1,0 +1,308 @@
+"""Agents that a coordinator can give stages to: launched here, reused by run after run.
+
+Owns the event loop's thread, the coordinator's transport and the child processes. Synchronous
+calls work inside a notebook's running loop, since the loop here is another thread's. Frames go to
+the one run that is on; what arrives between runs is dropped, but for who is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..agent.appliance import Appliance, say_hello
+from ..agent.envelope import unseal
+from ..core import Crowd
+from ..errors import AgentLostError, CrowdMeshError, InputError, LaunchError
+from ..protocol import messages as msg
+from ..transport import GrpcTransport, MemoryNetwork, PeerGone, Received, Transport
+from .emulation import Emulation, emulate
+from .launcher import Fleet, default_cache_dir
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+TransportName = Literal["grpc", "memory"]
+COORDINATOR = "coordinator"
+LAUNCH_DEADLINE_S = 90.0
+"""For all agents to import JAX and say hello; a slow board under load needs some of it."""
+WATCH_S = 0.1
+
+
+class Crew:
+    """The agents of one crowd. Use `launch`, as a context manager.
+
+    Attributes:
+        crowd: With the speeds and rates that the agents really have.
+        emulation: What the launcher made of the crowd's speeds.
+    """
+
+    def __init__(
+        self,
+        crowd: Crowd,
+        *,
+        transport: TransportName = "grpc",
+        log_dir: str | Path | None = None,
+        cache_dir: str | Path | Literal["default"] | None = "default",
+    ) -> None:
+        if transport not in ("grpc", "memory"):
+            raise InputError(f"transport must be 'grpc' or 'memory', got {transport!r}")
+        self.transport_name: TransportName = transport
+        self.given: Crowd = crowd
+        self.emulation: Emulation = emulate(crowd)
+        if transport == "memory":
+            # One process computes for all: no device has a pace of its own.
+            self.emulation = Emulation(crowd=crowd, factor=1.0, cores={})
+        self.crowd: Crowd = self.emulation.crowd
+        self.hellos: dict[str, msg.Hello] = {}
+        self._log_dir = Path(log_dir) if log_dir is not None else None
+        self._cache_dir = default_cache_dir() if cache_dir == "default" else cache_dir
+        self._fleet = Fleet()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="crew", daemon=True)
+        self._transport: Transport | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listener: Callable[[Received | PeerGone], None] | None = None
+        self._hello_changed: asyncio.Event | None = None
+        self._reported_dead: set[str] = set()
+        self._closed = False
+
+    # Life ----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Crew:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Starts the agents and waits until each has said hello.
+
+        Raises:
+            LaunchError: One died or said nothing in time; carries the end of its log.
+        """
+        self._thread.start()
+        try:
+            self.call(self._start())
+        except BaseException:
+            self.close()
+            raise
+
+    async def _start(self) -> None:
+        self._hello_changed = asyncio.Event()
+        if self.transport_name == "memory":
+            await self._start_in_process()
+        else:
+            await self._start_processes()
+        await self._await_hellos()
+
+    async def _start_processes(self) -> None:
+        transport = GrpcTransport(COORDINATOR, run="crowd", token=self._fleet.token)
+        self._transport = transport
+        address = await transport.start()
+        self._run_task(self._receive(transport), "receive")
+        log_dir = self._log_dir or Path(tempfile.mkdtemp(prefix="crowdmesh-logs-"))
+        cache_dir = Path(self._cache_dir) if self._cache_dir is not None else None
+        self._fleet.spawn(self.emulation, address, log_dir, cache_dir)
+        self._run_task(self._watch(), "watch")
+
+    async def _start_in_process(self) -> None:
+        network = MemoryNetwork()
+        self._transport = network.transport(COORDINATOR)
+        coordinator_address = await self._transport.start()
+        self._run_task(self._receive(self._transport), "receive")
+        for device in self.crowd.devices:
+            inner = network.transport(device.id)
+            address = await inner.start()
+            await inner.connect(COORDINATOR, coordinator_address, deadline_s=5.0)
+            agent = Appliance(inner, coordinator=COORDINATOR)
+            self._run_task(agent.run(), f"agent {device.id}")
+            await say_hello(inner, COORDINATOR, address, 1.0)
+
+    async def _await_hellos(self) -> None:
+        assert self._hello_changed is not None
+        started_s = time.monotonic()
+        missing = {device.id for device in self.crowd.devices} - set(self.hellos)
+        while missing:
+            self._hello_changed.clear()
+            for agent in self._fleet.dead():
+                raise LaunchError(
+                    f"agent {agent.device!r} {agent.exit_text()} before it joined; its log"
+                    f" ({agent.log_path}) ends with\n{agent.log_tail()}"
+                )
+            waited_s = time.monotonic() - started_s
+            if waited_s > LAUNCH_DEADLINE_S:
+                names = ", ".join(sorted(missing))
+                raise LaunchError(
+                    f"waited {waited_s:.0f} s for {names} to say hello; is the machine overloaded?"
+                    " Use fewer devices, or look into the agents' logs"
+                )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._hello_changed.wait()
+            missing = {device.id for device in self.crowd.devices} - set(self.hellos)
+
+    def close(self) -> None:
+        """Ends agents, transport and loop. Idempotent; leaves no process behind."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._thread.is_alive():
+                with contextlib.suppress(Exception):
+                    asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10.0)
+        finally:
+            self._fleet.stop()
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join(5.0)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+    async def _stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.close()
+
+    # For runs ------------------------------------------------------------------------------------
+
+    @property
+    def transport(self) -> Transport:
+        assert self._transport is not None, "the crew has started"
+        return self._transport
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process id of each launched agent; empty in process."""
+        return {name: agent.process.pid for name, agent in self._fleet.agents.items()}
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the crew's loop and waits for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Any:
+        """Starts a coroutine on the crew's loop; returns its `concurrent.futures.Future`."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def soon(self, call: Callable[[], Any]) -> None:
+        """Runs a callable on the crew's loop."""
+        self._loop.call_soon_threadsafe(call)
+
+    @contextlib.contextmanager
+    def listen(self, listener: Callable[[Received | PeerGone], None]) -> Any:
+        """Gives everything that arrives to one run. Called on the loop."""
+        if self._listener is not None:
+            raise InputError("these agents are busy with another run; wait for it, or launch more")
+        self._listener = listener
+        try:
+            # Only the loop's thread may tell of the dead from now on.
+            for device in self._reported_dead:
+                listener(PeerGone(device, self._death(device)))
+            yield
+        finally:
+            self._listener = None
+
+    def check_alive(self) -> None:
+        """Refuses to start a run on a crew that has lost someone.
+
+        Raises:
+            AgentLostError: Names the first one, and how its process ended.
+        """
+        for agent in self._fleet.dead():
+            raise AgentLostError(
+                f"agent {agent.device!r} {agent.exit_text()}; launch the crowd again"
+            )
+
+    # Inside --------------------------------------------------------------------------------------
+
+    def _run_task(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    async def _receive(self, transport: Transport) -> None:
+        while True:
+            item = await transport.receive()
+            if isinstance(item, PeerGone):
+                await self._lost(item)
+                continue
+            if item.peer not in self.hellos:
+                try:
+                    message = unseal(item.frame).message
+                except CrowdMeshError as exc:
+                    logger.error("a frame from %s was refused: %s", item.peer, exc)
+                    continue
+                if isinstance(message, msg.Hello):
+                    self.hellos[item.peer] = message
+                    assert self._hello_changed is not None
+                    self._hello_changed.set()
+                continue
+            if self._listener is not None:
+                self._listener(item)
+
+    async def _lost(self, gone: PeerGone) -> None:
+        # The socket ends a moment before the process can be waited for, which knows the signal.
+        agent = self._fleet.agents.get(gone.peer)
+        for _ in range(5):
+            if agent is None or agent.process.poll() is not None:
+                break
+            await asyncio.sleep(WATCH_S)
+        self._tell_dead(gone.peer, gone.reason)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for agent in self._fleet.dead():
+                self._tell_dead(agent.device, agent.exit_text())
+
+    def _tell_dead(self, device: str, reason: str) -> None:
+        if device in self._reported_dead:
+            return
+        self._reported_dead.add(device)
+        if self._listener is not None:
+            self._listener(PeerGone(device, self._death(device, reason)))
+
+    def _death(self, device: str, reason: str = "its channel ended") -> str:
+        agent = self._fleet.agents.get(device)
+        if agent is None or agent.process.poll() is None:
+            return reason
+        return f"its process was {agent.exit_text()}".replace("was exited", "exited")
+
+
+def launch(
+    crowd: Crowd,
+    *,
+    transport: TransportName = "grpc",
+    log_dir: str | Path | None = None,
+    cache_dir: str | Path | Literal["default"] | None = "default",
+) -> Crew:
+    """Agents for a crowd on this machine, one process per device; a context manager.
+
+    Speeds are emulated (`docs/emulation.md`): all are scaled by one factor so that they fit the
+    cores. Links slower than the loopback are emulated too. Each agent dies with this process.
+
+    Args:
+        transport: "grpc": processes; "memory": threads of this process, without emulation.
+        log_dir: Where the agents' logs go; a temporary folder by default.
+        cache_dir: Where compiled programs are kept between runs; None: nowhere.
+
+    Raises:
+        LaunchError: (on entering) an agent did not come up.
+    """
+    return Crew(crowd, transport=transport, log_dir=log_dir, cache_dir=cache_dir)

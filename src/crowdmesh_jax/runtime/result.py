@@ -1,0 +1,89 @@
+"""What a run tells while it goes (events) and when it ends (TrainResult)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import PipelinePlan, Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseEvent:
+    """The run entered a phase: "launch", "export", "install", "measure", "train", "finish"."""
+
+    phase: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEvent:
+    """A device's part of a step: how long it computed and what it waited for (seconds)."""
+
+    device: str
+    stage: int
+    step: int
+    forward_s: float
+    backward_s: float
+    update_s: float
+    idle_share: float
+    """Of the step, neither computing nor sleeping off an emulated speed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """A committed step."""
+
+    step: int
+    steps: int
+    loss: float
+    step_s: float | None
+    """Since the commit before; None for the first step."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredEvent:
+    """The stages were timed alone; what the whole step should take."""
+
+    prediction_s: float
+    programs_s: Mapping[str, Mapping[str, float]]
+    """Seconds per device and program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEvent:
+    """A checkpoint is complete on disk."""
+
+    version: int
+    path: Path
+
+
+RunEvent = PhaseEvent | DeviceEvent | StepEvent | MeasuredEvent | CheckpointEvent
+OnEvent = Callable[[RunEvent], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What `train` returns. Trees have the shapes that the user's own code gave them."""
+
+    losses: np.ndarray = field(repr=False)
+    """Float32, one per step."""
+    params: Any = field(repr=False)
+    state: Any = field(repr=False)
+    opt_state: Any = field(repr=False)
+    metrics: Mapping[str, np.ndarray] = field(repr=False)
+    """Per metric one mean per step."""
+    plan: PipelinePlan
+    prediction: Prediction | None = field(repr=False)
+    """From profile figures, before the run; None where the plan came without a profile."""
+    predicted_step_s: float
+    """From stage times that each device measured alone, just before the run."""
+    measured_step_s: float
+    """Median time from commit to commit, after the first steps."""
+    recoveries: tuple[Any, ...] = ()
+    run_dir: Path

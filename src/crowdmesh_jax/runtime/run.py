@@ -1,0 +1,269 @@
+"""The body round the coordinator machine: one run over a crew.
+
+Feeds the machine what arrives, carries out what it demands: journal, messages with their arrays,
+checkpoints, news for the user. Decides nothing. All methods run on the crew's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..agent.envelope import Envelope, Group, Key, seal, unseal
+from ..core import values
+from ..data import DataSource
+from ..errors import CrowdMeshError, PeerLostError
+from ..protocol import coordinator as machine
+from ..protocol import coordinator_events as ev
+from ..protocol import messages as msg
+from ..protocol.common import Fault, Slot
+from ..protocol.records import record_to_plain
+from ..record import Journal, RunFolder
+from ..transport import Lane, PeerGone, Received
+from .crew import COORDINATOR, Crew
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a device did, on the clock that all processes of this machine share."""
+
+    device: str
+    kind: str
+    step: int
+    microbatch: int | None
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInstall:
+    """What goes with one stage's Install."""
+
+    arrays: Group = field(repr=False)
+    extra: Mapping[str, Any] = field(repr=False)
+
+
+class Run:
+    """One run from Start to Complete or HaltRun.
+
+    Args:
+        installs: Per stage, in order.
+        source: Read here for devices that hold no copy of it.
+        on_news: Called on the loop with what the machine announces.
+        on_spans: Called on the loop with op times as they come.
+        meta: Goes into each checkpoint's manifest.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        folder: RunFolder,
+        events: Journal,
+        start: ev.Start,
+        *,
+        run: str,
+        installs: Sequence[StageInstall],
+        source: DataSource,
+        on_news: Callable[[Any], None],
+        on_spans: Callable[[Sequence[Span]], None],
+        meta: Mapping[str, Any],
+    ) -> None:
+        self._crew = crew
+        self._folder = folder
+        self._journal = events
+        self._start = start
+        self._source = source
+        self._on_news = on_news
+        self._on_spans = on_spans
+        self._meta = meta
+        self._state = machine.CoordinatorState(device=machine.DeviceId(COORDINATOR), run=run)
+        self._events: asyncio.Queue[tuple[ev.CoordinatorEvent, Envelope | None]] = asyncio.Queue()
+        self._slots: dict[Slot, Group] = {}
+        self._extras: dict[int, Mapping[str, Any]] = {}
+        for install, stage in zip(installs, start.plan.stages, strict=True):
+            slot = Slot(kind="install", step=start.base, layer=stage.first_layer)
+            self._slots[slot] = install.arrays
+        self._extras = {index: install.extra for index, install in enumerate(installs)}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._result: asyncio.Future[dict[Key, np.ndarray]] | None = None
+        self._final: dict[Key, np.ndarray] = {}
+
+    async def run(self) -> dict[Key, np.ndarray]:
+        """Trains; returns all arrays of the final version.
+
+        Raises:
+            CrowdMeshError: What halted the run.
+        """
+        self._result = asyncio.get_running_loop().create_future()
+        with self._crew.listen(self._take):
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                self._put(self._start)
+                for device in self._start.plan.devices:
+                    hello = self._crew.hellos[device]
+                    self._put(ev.MessageReceived(sender=device, message=hello))
+                helpers = [
+                    tasks.create_task(self._tick(), name="tick"),
+                    tasks.create_task(self._handle_events(), name="events"),
+                ]
+                try:
+                    return await self._result
+                finally:
+                    for helper in helpers:
+                        helper.cancel()
+
+    def interrupt(self) -> None:
+        """The user wants to stop."""
+        self._put(ev.Interrupt())
+
+    # What happens --------------------------------------------------------------------------------
+
+    def _put(self, event: ev.CoordinatorEvent, envelope: Envelope | None = None) -> None:
+        self._events.put_nowait((event, envelope))
+
+    def _take(self, item: Received | PeerGone) -> None:
+        if isinstance(item, PeerGone):
+            lost = ev.MemberLost(device=machine.DeviceId(item.peer), reason=item.reason)
+            self._put(lost)
+            return
+        try:
+            envelope = unseal(item.frame)
+        except CrowdMeshError as exc:
+            logger.error("a frame from %s was refused: %s", item.peer, exc)
+            return
+        if "spans" in envelope.extra:
+            self._take_spans(item.peer, envelope.extra["spans"])
+        if envelope.message is not None:
+            self._put(ev.MessageReceived(sender=item.peer, message=envelope.message), envelope)
+        elif isinstance(step := envelope.extra.get("ask_rows"), int):
+            self._spawn(self._send_rows(item.peer, step), f"rows of step {step}")
+
+    def _take_spans(self, device: str, spans: Any) -> None:
+        try:
+            read = [
+                Span(device, str(kind), int(step), None if mb is None else int(mb), *map(float, se))
+                for kind, step, mb, *se in spans
+            ]
+        except (TypeError, ValueError) as exc:
+            logger.error("op times of %s were refused: %s", device, exc)
+            return
+        self._on_spans(read)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._put(ev.Tick())
+
+    async def _handle_events(self) -> None:
+        while True:
+            event, envelope = await self._events.get()
+            self._state, actions = machine.handle(self._state, event, time.monotonic())
+            for action in actions:
+                try:
+                    await self._act(action, envelope)
+                except CrowdMeshError as exc:
+                    logger.error("%s failed: %s", type(action).__name__, exc)
+                    self._put(ev.BodyFailed(fault=Fault.of(exc)))
+
+    # What is demanded ----------------------------------------------------------------------------
+
+    async def _act(self, action: ev.CoordinatorAction, envelope: Envelope | None) -> None:
+        match action:
+            case ev.Journal(record=record, sync=sync):
+                self._journal.append(record_to_plain(record), durable=sync)
+            case ev.SendMessage():
+                self._send(action)
+            case ev.Keep(slots=slots):
+                groups = envelope.groups if envelope else ()
+                for index, slot in enumerate(slots):
+                    self._slots[slot] = groups[index] if index < len(groups) else {}
+            case ev.WriteCheckpoint(version=version, is_final=is_final):
+                self._spawn(self._write_checkpoint(version, is_final), "checkpoint")
+            case ev.Announce(news=news):
+                self._on_news(news)
+            case ev.Reject(sender=sender, fault=fault):
+                logger.error("refused: %s (from %s)", fault.text, sender)
+            case ev.Complete():
+                self._end(None)
+            case ev.HaltRun(fault=fault):
+                self._end(fault.error())
+
+    def _end(self, error: CrowdMeshError | None) -> None:
+        assert self._result is not None
+        if self._result.done():
+            return
+        if error is None:
+            self._result.set_result(self._final)
+        else:
+            self._result.set_exception(error)
+
+    def _send(self, action: ev.SendMessage) -> None:
+        message = action.message
+        groups = tuple(self._slots.pop(slot, {}) for slot in action.attach)
+        extra = self._extras.get(message.stage, {}) if isinstance(message, msg.Install) else {}
+        frame = seal(Envelope(message, groups, extra))
+        # A task each: a member that does not drain must not hold up the others. Two messages to
+        # one member on one lane keep their order, since tasks start in order and queues are FIFO.
+        self._spawn(self._deliver(action.to, frame, Lane(action.lane)), "send")
+
+    async def _deliver(self, to: str, frame: Any, lane: Lane) -> None:
+        try:
+            await self._crew.transport.send(to, frame, lane)
+        except PeerLostError as exc:
+            logger.warning("could not send to %s: %s", to, exc)
+
+    def _spawn(self, work: Any, name: str) -> None:
+        assert self._tasks is not None
+        self._tasks.create_task(self._guarded(work, name), name=name)
+
+    async def _guarded(self, work: Any, name: str) -> None:
+        try:
+            await work
+        except Exception as exc:
+            logger.error("%s failed", name, exc_info=exc)
+            self._put(ev.BodyFailed(fault=Fault.of(exc).within(name)))
+
+    async def _write_checkpoint(self, version: int, is_final: bool) -> None:
+        slots = [slot for slot in self._slots if slot.kind == "state" and slot.step == version]
+        arrays: dict[Key, np.ndarray] = {}
+        for slot in slots:
+            arrays.update(self._slots[slot])
+        await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, self._meta)
+        for slot in slots:
+            del self._slots[slot]
+        if is_final:
+            self._final = arrays
+        self._put(ev.CheckpointWritten(version=version))
+
+    async def _send_rows(self, device: str, step: int) -> None:
+        """Answers a device that holds no copy of the source."""
+        plan = self._start.plan
+        extra: dict[str, Any] = {"rows": step}
+        groups: tuple[Group, ...] = ()
+        try:
+            inputs, targets = await asyncio.to_thread(self._source.batch, step)
+            named: dict[Key, np.ndarray] = {}
+            if device == plan.stages[0].device:
+                named.update(_leaves("inputs", inputs))
+            if device == plan.stages[-1].device:
+                named.update(_leaves("targets", targets))
+            groups = (named,)
+        except Exception as exc:  # user code: whatever it raises ends the run, named
+            extra["error"] = values.to_plain(Fault.of(exc).within(f"data source, step {step}"))
+        await self._deliver(device, seal(Envelope(None, groups, extra)), Lane.BULK)
+
+
+def _leaves(part: str, tree: Any) -> dict[Key, np.ndarray]:
+    import jax
+
+    return {("rows", part, str(i)): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}

@@ -1,0 +1,378 @@
+"""`train`: from a job, a crowd and data to a trained model, over real agents.
+
+Puts together what other rooms know: programs are exported here (the planner's side), placed by a
+plan, installed by the coordinator and run by agents. Decides nothing about the protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import secrets
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..core import Crowd, PipelinePlan, Prediction, Timeline, predict, schedule_for
+from ..data import DataSource, ShippableSource, checked_batch
+from ..errors import InvalidPlanError, JobError
+from ..export import assemble, build_bundles, initial_arrays
+from ..model import TrainingJob
+from ..programs import StageBundle, bundle_to_arrays
+from ..protocol import coordinator_events as ev
+from ..protocol.common import NonFinitePolicy, Tie
+from ..record import RunFolder
+from .crew import Crew, TransportName, launch
+from .predict import predict_timeline
+from .result import (
+    CheckpointEvent,
+    MeasuredEvent,
+    OnEvent,
+    PhaseEvent,
+    RunEvent,
+    StepEvent,
+    TrainResult,
+)
+from .run import Run, StageInstall
+from .tracing import TraceWriter
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, str]
+MEASURE_REPEATS = 5
+WARMUP_STEPS = 2
+"""Left out of the measured step time: caches and queues fill."""
+
+
+def train(
+    job: TrainingJob,
+    crowd: Crowd | Crew,
+    data: DataSource,
+    *,
+    steps: int,
+    plan: PipelinePlan | Literal["auto"] = "auto",
+    solver: Any = "ilp",
+    schedule: str = "1f1b",
+    transport: TransportName = "grpc",
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    checkpoint_every: int | None = None,
+    measure: bool = True,
+    on_event: OnEvent | None = None,
+) -> TrainResult:
+    """Trains a model over the devices of a crowd.
+
+    Args:
+        crowd: A crowd, whose agents are launched for this run, or a `Crew` from `launch`.
+        data: `batch(step)` gives the step's inputs and targets, `job.batch_size` rows each.
+        steps: Updates to make.
+        plan: Who runs which layers; "auto" profiles the job and asks `solver`.
+        solver: For `plan="auto"`: a name or an object, see `partition`.
+        schedule: For `plan="auto"`: "gpipe", "1f1b" or "eager".
+        transport: "grpc": one process per device; "memory": all in this process.
+        runs_dir: Where the run's folder is made; `name` its name there.
+        checkpoint_every: Steps between checkpoints; the last version is always kept.
+        measure: Time each stage alone before the run, to predict the step.
+        on_event: Called in this thread with what happens (see `RunEvent`).
+
+    Returns:
+        Losses, the trained trees, and where the run's folder is.
+
+    Raises:
+        InputError: Job, plan, crowd or data do not fit together; nothing was started.
+        InfeasibleError: (`plan="auto"`) no assignment fits.
+        AgentLostError: A device died; its name, what it held, how far the run is.
+        NonFiniteLossError: The loss is not finite; parameters from before it are kept.
+        InterruptedRunError: Ctrl-C; the last committed version is kept.
+    """
+    tell = on_event or _ignore
+    if not isinstance(steps, int) or steps < 1:
+        raise JobError(f"steps must be an integer >= 1, got {steps!r}")
+    example = checked_batch(data, 0, job.batch_size)
+    inputs_spec, targets_spec = job.microbatch_specs(example)
+    job.check(inputs_spec, targets_spec)
+    with ExitStack() as stack:
+        if isinstance(crowd, Crew):
+            crew = crowd
+            crew.check_alive()
+        else:
+            crew = Crew(crowd, transport=transport)
+        prediction = None
+        if isinstance(plan, str):
+            if plan != "auto":
+                raise JobError(f"plan must be a PipelinePlan or 'auto', got {plan!r}")
+            # Imported here: a run with a plan of its own needs no solver.
+            from ..profiling import profile
+            from ..solvers import partition
+
+            tell(PhaseEvent(phase="plan"))
+            profiled = profile(job, crew.crowd, example)
+            plan = partition(profiled, crew.crowd, solver=solver, schedule=schedule)
+            prediction = predict(profiled, crew.crowd, plan)
+        _check_plan(plan, job, crew.crowd)
+        tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
+        bundles = build_bundles(job, plan, inputs_spec, targets_spec)
+        arrays = initial_arrays(job, inputs_spec)
+        folder = RunFolder.create(runs_dir, name)
+        if crew is not crowd:
+            tell(PhaseEvent(phase="launch", detail=crew.emulation.describe()))
+            crew = stack.enter_context(
+                launch(crew.given, transport=transport, log_dir=folder.path / "logs")
+            )
+        session = _Session(job, crew, data, plan, bundles, folder, steps, tell, prediction)
+        return session.run(arrays, inputs_spec, checkpoint_every=checkpoint_every, measure=measure)
+
+
+def _ignore(event: RunEvent) -> None:
+    pass
+
+
+def _check_plan(plan: PipelinePlan, job: TrainingJob, crowd: Crowd) -> None:
+    if plan.num_layers != len(job.model.layers):
+        raise InvalidPlanError(
+            f"the plan cuts {plan.num_layers} layers, the model has {len(job.model.layers)}"
+        )
+    if plan.microbatches != job.microbatches:
+        raise InvalidPlanError(
+            f"the plan has {plan.microbatches} microbatches, the job {job.microbatches}"
+        )
+    for device in plan.devices:
+        crowd.device(device)
+    for upper, lower in zip(plan.devices, plan.devices[1:], strict=False):
+        if crowd.link(upper, lower) is None or crowd.link(lower, upper) is None:
+            raise InvalidPlanError(f"the plan joins {upper!r} and {lower!r}, which have no link")
+
+
+def job_sha256(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> str:
+    """Identifies a job by what a checkpoint must fit: leaves, batch, microbatches, seed."""
+    leaves = sorted((*key, str(a.dtype), list(a.shape)) for key, a in arrays.items())
+    text = json.dumps([leaves, job.batch_size, job.microbatches, job.seed])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Session:
+    """One call of `train` once everything fits: what the news say, until the result."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        crew: Crew,
+        data: DataSource,
+        plan: PipelinePlan,
+        bundles: Sequence[StageBundle],
+        folder: RunFolder,
+        steps: int,
+        tell: Callable[[RunEvent], None],
+        prediction: Prediction | None,
+    ) -> None:
+        self.job, self.crew, self.data, self.plan = job, crew, data, plan
+        self.bundles, self.folder, self.steps, self.tell = bundles, folder, steps, tell
+        self.prediction = prediction
+        self.losses: list[float] = []
+        self.metrics: dict[str, list[float]] = {}
+        self.step_times: list[float] = []
+        self.timeline: Timeline | None = None
+        self.trace = TraceWriter(plan)
+        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(
+        self,
+        arrays: Mapping[Key, np.ndarray],
+        inputs_spec: Any,
+        *,
+        checkpoint_every: int | None,
+        measure: bool,
+    ) -> TrainResult:
+        job, folder, plan = self.job, self.folder, self.plan
+        digest = job_sha256(job, arrays)
+        meta = {"job_sha256": digest, "plan": plan.digest(), "steps": self.steps}
+        folder.write_config(self._config(digest, checkpoint_every))
+        folder.write_plan(plan)
+        # Version 0 must be safe before step 0: it is what every rollback can fall back on.
+        folder.save_checkpoint(0, arrays, meta)
+        start = ev.Start(
+            plan=plan,
+            schedule=schedule_for(plan),
+            steps=self.steps,
+            ties=_ties(job),
+            layer_names=tuple(layer.name for layer in job.model.layers),
+            on_nonfinite=NonFinitePolicy(job.on_nonfinite),
+            snapshot_every=checkpoint_every,
+            measure_repeats=MEASURE_REPEATS if measure else 0,
+            config_sha256=digest,
+        )
+        with folder.events() as events, folder.metrics() as self.metric_lines:
+            run = Run(
+                self.crew,
+                folder,
+                events,
+                start,
+                run=f"{folder.name}-{secrets.token_hex(4)}",
+                installs=[self._install(bundle, arrays) for bundle in self.bundles],
+                source=self.data,
+                on_news=self._news.put,
+                on_spans=self._news.put,
+                meta=meta,
+            )
+            try:
+                final = self._await(run)
+            finally:
+                folder.write_trace(self.trace.finish())
+        trained = assemble(job, inputs_spec, final)
+        measured = self.step_times[WARMUP_STEPS:] or self.step_times
+        return TrainResult(
+            losses=np.asarray(self.losses, np.float32),
+            params=trained.params,
+            state=trained.state,
+            opt_state=trained.opt_state,
+            metrics={name: np.asarray(row) for name, row in self.metrics.items()},
+            plan=plan,
+            prediction=self.prediction,
+            predicted_step_s=self.timeline.step_s if self.timeline else float("nan"),
+            measured_step_s=statistics.median(measured) if measured else float("nan"),
+            run_dir=folder.path,
+        )
+
+    def _config(self, digest: str, checkpoint_every: int | None) -> dict[str, Any]:
+        job = self.job
+        return {
+            "job": {
+                "model": job.model.name,
+                "layers": [layer.name for layer in job.model.layers],
+                "batch_size": job.batch_size,
+                "microbatches": job.microbatches,
+                "seed": job.seed,
+                "on_nonfinite": job.on_nonfinite,
+                "sha256": digest,
+            },
+            "run": {
+                "steps": self.steps,
+                "checkpoint_every": checkpoint_every,
+                "transport": self.crew.transport_name,
+                "data": repr(self.data),
+            },
+            "crowd": self.crew.crowd,
+        }
+
+    def _install(self, bundle: StageBundle, arrays: Mapping[Key, np.ndarray]) -> StageInstall:
+        """What one stage gets: programs, its part of the state, its part of the data."""
+        manifest = bundle.manifest
+        text, programs = bundle_to_arrays(bundle)
+        group: dict[Key, Any] = {("program", name, ""): data for name, data in programs.items()}
+        for leaf in manifest.resident:
+            role = "param" if leaf.role == "borrowed" else leaf.role
+            group[leaf.key] = arrays[role, leaf.layer, leaf.path]
+        extra: dict[str, Any] = {"manifest": text, "links": self._links(manifest.stage)}
+        first, last = manifest.stage == 0, manifest.stage == manifest.num_stages - 1
+        if (first or last) and isinstance(self.data, ShippableSource):
+            extra["data"] = json.dumps(self.data.spec())
+            for name, array in self.data.arrays(inputs=first, targets=last).items():
+                group["data", name, ""] = array
+        return StageInstall(arrays=group, extra=extra)
+
+    def _links(self, stage: int) -> dict[str, list[float]]:
+        """Links to emulate: those of the plan that are slower than the loopback."""
+        from ..core.crowd import LOOPBACK_BYTES_PER_S, LOOPBACK_LATENCY_S
+
+        me = self.plan.devices[stage]
+        links = {}
+        for other in (stage - 1, stage + 1):
+            if not 0 <= other < len(self.plan.stages):
+                continue
+            link = self.crew.crowd.link(me, self.plan.devices[other])
+            assert link is not None, "checked against the crowd"
+            real = link.bandwidth_bytes_per_s >= LOOPBACK_BYTES_PER_S
+            if not (real and link.latency_s <= LOOPBACK_LATENCY_S):
+                links[link.target] = [link.bandwidth_bytes_per_s, link.latency_s]
+        return links
+
+    # News ----------------------------------------------------------------------------------------
+
+    def _await(self, run: Run) -> dict[Key, np.ndarray]:
+        """Shows news in the caller's thread until the run ends; Ctrl-C asks it to stop."""
+        ended = object()
+        future: Future[dict[Key, np.ndarray]] = self.crew.begin(run.run())
+        future.add_done_callback(lambda _: self._news.put(ended))
+        while True:
+            try:
+                news = self._news.get()
+                if news is ended:
+                    return _unwrapped(future)
+                self._show(news)
+            except KeyboardInterrupt:
+                logger.warning("stopping after this step; Ctrl-C again stops now")
+                self.crew.soon(run.interrupt)
+            except BaseException:
+                # The user's callback raised: end the run before the error goes up.
+                self.crew.soon(run.interrupt)
+                self.crew.soon(run.interrupt)
+                future.exception(timeout=10.0)
+                raise
+
+    def _show(self, news: Any) -> None:
+        match news:
+            case list():
+                self.trace.add(news)
+            case ev.PhaseChanged(phase=phase, devices=devices):
+                self.tell(PhaseEvent(phase=phase, detail=", ".join(devices)))
+            case ev.StageTimes(seconds=seconds):
+                manifests = [bundle.manifest for bundle in self.bundles]
+                self.timeline = predict_timeline(self.plan, manifests, self.crew.crowd, seconds)
+                self.trace.predicted = self.timeline
+                self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
+            case ev.StepShown():
+                self._show_step(news)
+            case ev.CheckpointKept(version=version):
+                path = self.folder.checkpoint_path
+                self.tell(CheckpointEvent(version=version, path=path))
+
+    def _show_step(self, news: ev.StepShown) -> None:
+        values = dict(news.values)
+        loss = values.pop("loss")
+        self.losses.append(loss)
+        for name, value in values.items():
+            self.metrics.setdefault(name, []).append(value)
+        if news.step_s is not None:
+            self.step_times.append(news.step_s)
+        self.metric_lines.append(
+            {"step": news.step, "loss": _jsonable(loss), "step_s": news.step_s}
+            | {name: _jsonable(value) for name, value in values.items()}
+        )
+        for event in self.trace.device_events(news.step, news.step_s):
+            self.tell(event)
+        self.tell(
+            StepEvent(
+                step=news.step, steps=self.steps, loss=loss, step_s=news.step_s, metrics=values
+            )
+        )
+
+
+def _unwrapped(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BaseExceptionGroup as group:
+        # A task group wraps the one error that ended the run.
+        raise group.exceptions[0] from None
+
+
+def _jsonable(value: float) -> float | str:
+    return value if np.isfinite(value) else str(value)
+
+
+def _ties(job: TrainingJob) -> tuple[Tie, ...]:
+    index = {layer.name: i for i, layer in enumerate(job.model.layers)}
+    borrowers: dict[int, list[int]] = {}
+    for i, layer in enumerate(job.model.layers):
+        for owner, _ in layer.borrows.values():
+            borrowers.setdefault(index[owner], []).append(i)
+    return tuple(
+        Tie(owner_layer=owner, borrower_layers=tuple(sorted(set(layers))))
+        for owner, layers in sorted(borrowers.items())
+    )
