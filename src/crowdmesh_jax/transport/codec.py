@@ -70,10 +70,21 @@ def dtype_of(name: str) -> np.dtype:
     raise FrameError(f"dtype {name[:80]!r} does not travel; allowed: {', '.join(DTYPES)}")
 
 
+@functools.cache
+def _wire_dtype(dtype: np.dtype) -> np.dtype:
+    """The little-endian dtype that stands for this one on the wire."""
+    return dtype_of(dtype.name)
+
+
+@functools.cache
+def _wire_name(dtype: np.dtype) -> str:
+    return dtype.name  # numpy takes microseconds to find it
+
+
 def aligned_empty(size_bytes: int, *, alignment: int = ALIGNMENT) -> np.ndarray:
     """Uninitialised uint8 of shape `(size_bytes,)`, starting at a multiple of `alignment`."""
     raw = np.empty(size_bytes + alignment, dtype=np.uint8)
-    start = -raw.ctypes.data % alignment
+    start = -raw.__array_interface__["data"][0] % alignment
     return raw[start : start + size_bytes]
 
 
@@ -154,24 +165,22 @@ def prepare(frame: Frame) -> Outgoing:
     described, relative, at = [], [], 0
     for index, array in enumerate(arrays):
         try:
-            dtype = dtype_of(np.dtype(array.dtype).name)
+            dtype = _wire_dtype(np.dtype(array.dtype))
         except (TypeError, FrameError) as exc:
             raise FrameError(
                 f"array {index} has dtype {array.dtype}, which does not travel;"
                 f" allowed: {', '.join(DTYPES)}"
             ) from exc
-        shape = tuple(int(n) for n in array.shape)
+        shape = array.shape
         if len(shape) > MAX_DIMS:
             raise FrameError(f"array {index} has {len(shape)} dimensions; at most {MAX_DIMS}")
         size_bytes = math.prod(shape) * dtype.itemsize
         at = _aligned(at)
-        described.append([dtype.name, list(shape), at, size_bytes])
+        described.append([_wire_name(dtype), shape, at, size_bytes])
         relative.append((dtype, shape, at, size_bytes))
         at += size_bytes
     message = plain_message(frame.message)
-    header = json.dumps(
-        {"message": message, "leaves": described}, separators=(",", ":"), allow_nan=False
-    ).encode("ascii")
+    header = _ENCODER.encode({"message": message, "leaves": described}).encode("ascii")
     start = _aligned(PREFIX.size + len(header))
     leaves = tuple(Leaf(dtype, shape, start + o, n) for dtype, shape, o, n in relative)
     size_bytes = start + at
@@ -324,39 +333,59 @@ def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(message, Mapping):
         raise FrameError(f"a message must be an object, got {type(message).__name__}")
-    return _plain(message, "message", 0)
+    try:
+        return _plain(message, 0)
+    except _NotPlainError as exc:
+        where = "".join(f"[{key!r:.40}]" for key in reversed(exc.path[-5:]))
+        raise FrameError(f"message{where}: {exc}") from None
 
 
-def _plain(value: Any, where: str, depth: int) -> Any:
-    if value is None or value is True or value is False:
-        return value
+class _NotPlainError(Exception):
+    """What is wrong; the keys on the way to it are collected while it rises."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.path: list[object] = []
+
+
+def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         if not value.isascii():
             try:
                 value.encode("utf-8")
-            except UnicodeEncodeError as exc:
-                raise FrameError(f"{where}: text with half a surrogate pair") from exc
+            except UnicodeEncodeError:
+                raise _NotPlainError("text with half a surrogate pair") from None
         return str(value)
+    if value is None or value is True or value is False:
+        return value
     if isinstance(value, int):
         if not -_INT_LIMIT < value < _INT_LIMIT:
-            raise FrameError(f"{where}: an integer beyond 64 bits")
+            raise _NotPlainError("an integer beyond 64 bits")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise FrameError(f"{where}: {value} is not a finite number")
+            raise _NotPlainError(f"{value} is not a finite number")
         return float(value)
     if depth >= MAX_DEPTH:
-        raise FrameError(f"{where[:200]}: nested deeper than {MAX_DEPTH}")
-    if isinstance(value, Mapping):
-        plain = {}
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise FrameError(f"{where}: keys must be strings, got {key!r:.80}")
-            plain[_plain(key, where, depth)] = _plain(item, f"{where}.{key:.40}", depth + 1)
-        return plain
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where, depth + 1) for item in value]
-    raise FrameError(f"{where}: {type(value).__name__} is not JSON-able; send arrays as arrays")
+        raise _NotPlainError(f"nested deeper than {MAX_DEPTH}")
+    key: object = None
+    try:
+        if isinstance(value, (list, tuple)):
+            plain_items = []
+            for key, item in enumerate(value):  # noqa: B007  told below
+                plain_items.append(_plain(item, depth + 1))
+            return plain_items
+        if isinstance(value, Mapping):
+            plain = {}
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise _NotPlainError(f"keys must be strings, got {key!r:.80}")
+                plain[_plain(key, depth)] = _plain(item, depth + 1)
+            return plain
+    except _NotPlainError as exc:
+        exc.path.append(key)
+        raise
+    raise _NotPlainError(f"{type(value).__name__} is not JSON-able; send arrays as arrays")
 
 
 def _raw(array: Any, leaf: Leaf) -> memoryview:
@@ -388,11 +417,13 @@ def _no_constant(name: str) -> Any:
     raise FrameError(f"{name} is not a finite number")
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
 def _parse_header(raw: bytes, bounds: FrameBounds) -> tuple[dict[str, Any], list[Any]]:
     try:
-        header = json.loads(
-            raw.decode("ascii"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        header = _DECODER.decode(raw.decode("ascii"))
     except RecursionError:
         raise FrameError("the header is nested too deeply") from None
     except ValueError as exc:  # also UnicodeDecodeError and integers of thousands of digits
@@ -435,12 +466,16 @@ def _read_leaf(index: int, item: Any, bounds: FrameBounds) -> Leaf:
             raise FrameError(f"leaf {index}: sizes must be integers from 0, got {number!r:.80}")
     dtype = dtype_of(name)
     # An empty array may still have dimensions that numpy cannot multiply.
-    _bound(f"leaf {index}", size_bytes, bounds.leaf_bytes, "bytes")
     span = math.prod(n for n in shape if n) * dtype.itemsize
-    _bound(f"leaf {index} (shape {shape!r:.80})", span, bounds.leaf_bytes, "bytes")
-    if size_bytes != (0 if 0 in shape else span):
+    if span > bounds.leaf_bytes:
         raise FrameError(
-            f"leaf {index}: {name}{shape!r:.80} takes {0 if 0 in shape else span} bytes,"
-            f" the header says {size_bytes}"
+            f"leaf {index}: shape {shape!r:.80} of {name} is over the bound of"
+            f" {bounds.leaf_bytes} bytes: FrameBounds"
+        )
+    expected = 0 if 0 in shape else span
+    if size_bytes != expected:
+        raise FrameError(
+            f"leaf {index}: {name}{shape!r:.80} takes {expected} bytes, the header says"
+            f" {size_bytes}"
         )
     return Leaf(dtype, tuple(shape), offset, size_bytes)
