@@ -1,1 +1,35 @@
+"""Solvers: who runs which layers. PuLP is imported when a program is first solved, not before."""
 
+from .backends import available_backends
+from .check import check_plan, plan_faults
+from .explain import explain
+from .partition import (
+    EvenSolver,
+    ExhaustiveSolver,
+    IlpSolver,
+    SingleBestSolver,
+    solve_exhaustive,
+    solve_ilp,
+)
+from .problem import PartitionProblem, PartitionResult, PartitionSolver
+from .registry import make_solver, partition, solve, solvers
+
+__all__ = [
+    "EvenSolver",
+    "ExhaustiveSolver",
+    "IlpSolver",
+    "PartitionProblem",
+    "PartitionResult",
+    "PartitionSolver",
+    "SingleBestSolver",
+    "available_backends",
+    "check_plan",
+    "explain",
+    "make_solver",
+    "partition",
+    "plan_faults",
+    "solve",
+    "solve_exhaustive",
+    "solve_ilp",
+    "solvers",
+]

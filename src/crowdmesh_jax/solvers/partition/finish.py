@@ -1,0 +1,156 @@
+"""From chains to a result: ranks candidates, checks the winner, says why devices are left out.
+
+The same for every solver. It knows no search but the small one behind "best plan found with it".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from ...core import cut_times, evaluate_step_s, predict, schedule_for, stage_times
+from ..check import check_plan
+from ..problem import PartitionResult
+from ..units import format_seconds
+from .search import better, improve, neighbours
+from .tables import SLACK, Chain, Tables
+
+
+def evaluate_s(tables: Tables, chain: Chain) -> float:
+    """Step time of a chain by the exact timeline."""
+    problem, plan = tables.problem, tables.plan(chain)
+    return evaluate_step_s(
+        schedule_for(plan),
+        stage_times(problem.profile, problem.crowd, plan),
+        cut_times(problem.profile, problem.crowd, plan),
+    )
+
+
+def lower_ids(tables: Tables, chain: Chain) -> Chain:
+    """Lets devices change places while that costs nothing and brings lower ids forward."""
+    best, best_cost = chain, tables.cost_s(chain)
+    improved = True
+    while improved:
+        improved = False
+        cuts = [(segment.device, segment.end) for segment in best]
+        used = {device for device, _ in cuts}
+        for index, (device, end) in enumerate(cuts):
+            for other in range(device):
+                swapped = list(cuts)
+                swapped[index] = (other, end)
+                if other in used:
+                    place = next(i for i, (d, _) in enumerate(cuts) if d == other)
+                    if place < index:
+                        continue
+                    swapped[place] = (device, cuts[place][1])
+                made = tables.chain(swapped)
+                if made is None:
+                    continue
+                cost = tables.cost_s(made)
+                if cost <= best_cost * (1 + SLACK) and tables.rank(made) < tables.rank(best):
+                    best, best_cost, improved = made, min(cost, best_cost), True
+                    break
+            if improved:
+                break
+    return best
+
+
+def finish(
+    tables: Tables,
+    chains: Sequence[Chain],
+    *,
+    optimal: bool,
+    gap: float | None,
+    solver: str,
+    started_s: float,
+    most: int = 24,
+    polish: bool = True,
+    keep_order: bool = False,
+) -> PartitionResult:
+    """Picks the best chain by the problem's objective and makes it a result.
+
+    Args:
+        chains: Candidates, at least one.
+        started_s: `time.monotonic()` when the solver began.
+        most: How many of the cheapest by closed form are compared by `evaluate`.
+        polish: Under "evaluate", whether small moves may improve the winner.
+        keep_order: Whether equal devices stay where the solver put them.
+
+    Raises:
+        InvalidPlanError: The winner breaks the problem: a bug of the solver.
+    """
+    problem = tables.problem
+    settled = chains if keep_order else [lower_ids(tables, chain) for chain in chains]
+    distinct = {tables.rank(chain): chain for chain in settled}
+    ranked = sorted(distinct.values(), key=lambda c: (tables.cost_s(c), tables.rank(c)))
+    winner = ranked[0]
+    # Nearly equal costs are equal: the lower device ids win.
+    for chain in ranked[1:]:
+        if better(tables, tables.cost_s(chain), chain, tables.cost_s(winner), winner):
+            winner = chain
+    if problem.objective == "evaluate":
+        best_s = evaluate_s(tables, winner)
+        for chain in ranked[:most]:
+            step_s = evaluate_s(tables, chain)
+            if better(tables, step_s, chain, best_s, winner):
+                winner, best_s = chain, step_s
+        if polish:
+            winner, best_s = improve(
+                tables, winner, lambda chain: evaluate_s(tables, chain), moves=4
+            )
+    plan = tables.plan(winner)
+    check_plan(problem, plan)
+    return PartitionResult(
+        plan=plan,
+        predicted=predict(
+            problem.profile, problem.crowd, plan, compile_peak_bytes=problem.compile_peak_bytes
+        ),
+        problem=problem,
+        optimal=optimal,
+        gap=gap,
+        solver=solver,
+        left_out=left_out(tables, winner),
+        solve_s=time.monotonic() - started_s,
+    )
+
+
+def left_out(tables: Tables, chain: Chain) -> dict[str, str]:
+    """Why each device of the crowd that has no layers has none."""
+    problem, reasons = tables.problem, {}
+    used = {tables.devices[segment.device] for segment in chain}
+    for device in sorted(device.id for device in problem.crowd.devices):
+        if device in used:
+            continue
+        if device not in tables.devices:
+            reasons[device] = "not allowed"
+            continue
+        index = tables.devices.index(device)
+        if not any(segment.device == index for segment in tables.segments):
+            reasons[device] = "cannot hold any layer that it may run"
+            continue
+        step_s = _best_with(tables, chain, index)
+        reasons[device] = (
+            "no plan found with it"
+            if step_s == math.inf
+            else f"best plan found with it: {format_seconds(step_s)}"
+        )
+    return reasons
+
+
+def _best_with(tables: Tables, chain: Chain, device: int) -> float:
+    """Step time of the best plan that small moves find with the device in it."""
+
+    def cost(candidate: Chain) -> float:
+        if all(segment.device != device for segment in candidate):
+            return math.inf
+        return tables.cost_s(candidate)
+
+    starts = sorted(
+        (c for c in neighbours(tables, chain) if cost(c) < math.inf),
+        key=lambda c: (cost(c), tables.rank(c)),
+    )
+    if not starts:
+        return math.inf
+    best, _ = improve(tables, starts[0], cost, moves=20)
+    return evaluate_s(tables, best)

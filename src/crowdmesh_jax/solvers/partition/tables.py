@@ -1,0 +1,302 @@
+"""A partition problem as tables: which segments fit where, and what each takes.
+
+A segment is (device, first layer, end layer); a chain of segments that covers all layers on
+distinct linked devices is a plan. Devices stand in the order of their ids, so that the order of a
+crowd changes nothing. The closed form of a chain's step time is here too, in the shape that the
+solvers optimise: R_0 + (M - 1) T, without what updates add (`core.cost` has all terms).
+
+It knows costs and limits, no search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ...core import (
+    DeviceId,
+    PipelinePlan,
+    Stage,
+    stage_memory,
+    warmup_depths,
+)
+from ..problem import PartitionProblem
+
+SLACK = 1e-9
+"""Relative difference below which two times count as equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Layers `first .. end - 1` on one device."""
+
+    device: int
+    """Index into `Tables.devices`."""
+    first: int
+    end: int
+    recompute: bool
+    forward_s: float
+    backward_s: float
+    max_depth: int
+    """It fits in memory while at most this many stages, itself included, remain to the end."""
+
+    @property
+    def compute_s(self) -> float:
+        return self.forward_s + self.backward_s
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What one microbatch costs between two devices at one cut."""
+
+    round_trip_s: float
+    down_s: float
+    """Seconds that it occupies the link downstream, without latency."""
+    back_s: float
+
+    @property
+    def busiest_s(self) -> float:
+        return max(self.down_s, self.back_s)
+
+
+Chain = tuple[Segment, ...]
+
+
+class Tables:
+    """Costs and limits of one problem.
+
+    Args:
+        ignore_memory, ignore_links, ignore_rules: Relaxations, by which an infeasible problem is
+            explained: every device holds anything, every pair is linked, no pins and bans.
+    """
+
+    def __init__(
+        self,
+        problem: PartitionProblem,
+        *,
+        ignore_memory: bool = False,
+        ignore_links: bool = False,
+        ignore_rules: bool = False,
+    ) -> None:
+        self.problem = problem
+        self.num_layers = problem.num_layers
+        self.microbatches = problem.microbatches
+        self.schedule = problem.schedule
+        if ignore_rules:
+            self.devices = tuple(sorted(device.id for device in problem.crowd.devices))
+        else:
+            self.devices = tuple(sorted(problem.allowed_devices))
+        self.required = frozenset(
+            self.devices.index(device) for device in problem.requires if device in self.devices
+        )
+        self.min_stages = problem.min_stages
+        self.max_stages = min(
+            len(self.devices),
+            self.num_layers,
+            problem.max_stages if problem.max_stages is not None else len(self.devices),
+        )
+        self._ignore_memory = ignore_memory
+        self._ignore_links = ignore_links
+        self._ignore_rules = ignore_rules
+        self._memory_s = self._memory_lines()
+        self._segments = self._build_segments()
+        self._cuts: dict[tuple[int, int, int], Cut | None] = {}
+
+    # Memory is linear in the microbatches in flight, so two points give the line.
+    def _memory_lines(self) -> dict[tuple[int, int, bool], tuple[int, int]]:
+        lines = {}
+        modes = {"never": (False,), "always": (True,), "auto": (False, True)}
+        for first in range(self.num_layers):
+            for end in range(first + 1, self.num_layers + 1):
+                for recompute in modes[self.problem.recompute]:
+                    # On the last stage recomputing changes nothing.
+                    if recompute and end == self.num_layers and self.problem.recompute == "auto":
+                        continue
+                    one, two = (
+                        segment_memory(self.problem, first, end, recompute, in_flight)
+                        for in_flight in (1, 2)
+                    )
+                    lines[first, end, recompute] = (one, two - one)
+        return lines
+
+    def in_flight(self, depth: int) -> int:
+        """Microbatches in flight on a stage after which `depth - 1` more come."""
+        return warmup_depths(self.schedule, depth, self.microbatches)[0]
+
+    def _build_segments(self) -> dict[tuple[int, int, int], tuple[Segment, ...]]:
+        problem, found = self.problem, {}
+        in_flight = [0] + [self.in_flight(depth) for depth in range(1, self.max_stages + 1)]
+        for index, device in enumerate(self.devices):
+            limit = problem.crowd.device(device).memory_bytes
+            if not self._ignore_memory and problem.compile_peak_bytes > limit:
+                continue
+            rows = problem.profile.layer_seconds(problem.crowd, device)
+            forward = [0.0, *accumulate(row.forward_s for row in rows)]
+            backward = [0.0, *accumulate(row.backward_s for row in rows)]
+            allowed = [
+                self._ignore_rules or problem.allows(device, layer)
+                for layer in range(self.num_layers)
+            ]
+            for first in range(self.num_layers):
+                for end in range(first + 1, self.num_layers + 1):
+                    if not allowed[end - 1]:
+                        break
+                    options: list[Segment] = []
+                    for recompute in (False, True):
+                        line = self._memory_s.get((first, end, recompute))
+                        if line is None:
+                            continue
+                        depth = self._fitting_depth(line, limit, in_flight)
+                        if depth <= (options[0].max_depth if options else 0):
+                            continue  # no room, or no more of it than where nothing is recomputed
+                        forward_s = forward[end] - forward[first]
+                        backward_s = backward[end] - backward[first]
+                        if end == self.num_layers:
+                            forward_s, backward_s = 0.0, forward_s + backward_s
+                        elif recompute:
+                            backward_s += forward_s
+                        options.append(
+                            Segment(index, first, end, recompute, forward_s, backward_s, depth)
+                        )
+                    if options:
+                        found[index, first, end] = tuple(options)
+        return found
+
+    def _fitting_depth(self, line: tuple[int, int], limit: int, in_flight: Sequence[int]) -> int:
+        if self._ignore_memory:
+            return self.max_stages
+        base, more = line
+        depth = 0
+        while depth < self.max_stages and base + (in_flight[depth + 1] - 1) * more <= limit:
+            depth += 1
+        return depth
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All that fit somewhere in a chain."""
+        return tuple(segment for options in self._segments.values() for segment in options)
+
+    def at(self, device: int, first: int, end: int, depth: int = 1) -> Segment | None:
+        """The fastest way to run these layers there with `depth` stages to the end, if any."""
+        for segment in self._segments.get((device, first, end), ()):
+            if segment.max_depth >= depth:
+                return segment
+        return None
+
+    def cut(self, source: int, target: int, layer: int) -> Cut | None:
+        """The cut before `layer` between two devices; None where they cannot talk both ways."""
+        key = (source, target, layer)
+        if key not in self._cuts:
+            self._cuts[key] = self._cut(source, target, layer)
+        return self._cuts[key]
+
+    def _cut(self, source: int, target: int, layer: int) -> Cut | None:
+        if source == target:
+            return None
+        crowd = self.problem.crowd
+        down = crowd.link(self.devices[source], self.devices[target])
+        back = crowd.link(self.devices[target], self.devices[source])
+        if down is None or back is None:
+            return Cut(0.0, 0.0, 0.0) if self._ignore_links else None
+        forward_bytes, backward_bytes = self.problem.profile.cut_bytes(layer)
+        return Cut(
+            down.transfer_s(forward_bytes) + back.transfer_s(backward_bytes),
+            forward_bytes / down.bandwidth_bytes_per_s,
+            backward_bytes / back.bandwidth_bytes_per_s,
+        )
+
+    def chain(self, cuts: Sequence[tuple[int, int]]) -> Chain | None:
+        """The chain of (device, end layer) pairs, or None where it breaks a rule or a limit."""
+        count = len(cuts)
+        devices = [device for device, _ in cuts]
+        if not self.min_stages <= count <= self.max_stages or len(set(devices)) != count:
+            return None
+        if not self.required.issubset(devices):
+            return None
+        first, found = 0, []
+        for position, (device, end) in enumerate(cuts):
+            segment = self.at(device, first, end, count - position) if end > first else None
+            if segment is None:
+                return None
+            if position and self.cut(devices[position - 1], device, first) is None:
+                return None
+            found.append(segment)
+            first = end
+        return tuple(found) if first == self.num_layers else None
+
+    def period_s(self, chain: Chain) -> float:
+        """T of a chain under the problem's schedule: `core.cost.period_s` without the cap by M."""
+        cuts = [
+            self.cut(left.device, right.device, right.first)
+            for left, right in zip(chain, chain[1:], strict=False)
+        ]
+        if any(cut is None for cut in cuts):
+            return math.inf
+        known = [cut for cut in cuts if cut is not None]
+        if self.schedule == "gpipe":
+            down = max([s.forward_s for s in chain] + [cut.down_s for cut in known])
+            back = max([s.backward_s for s in chain] + [cut.back_s for cut in known])
+            return down + back
+        step = 2 if self.schedule == "eager" else 1
+        slowest = max((cut.busiest_s for cut in known), default=0.0)
+        for first in range(len(chain)):
+            window_s = 0.0
+            for last in range(first, len(chain)):
+                window_s += chain[last].compute_s
+                if last > first:
+                    window_s += known[last - 1].round_trip_s
+                slowest = max(slowest, window_s / (step * (last - first) + 1))
+        return slowest
+
+    def first_microbatch_s(self, chain: Chain) -> float:
+        """R_0 of a chain: one microbatch down and back."""
+        total = math.fsum(segment.compute_s for segment in chain)
+        for left, right in zip(chain, chain[1:], strict=False):
+            cut = self.cut(left.device, right.device, right.first)
+            total += math.inf if cut is None else cut.round_trip_s
+        return total
+
+    def cost_s(self, chain: Chain) -> float:
+        """The objective: R_0 + (M - 1) T."""
+        return self.first_microbatch_s(chain) + (self.microbatches - 1) * self.period_s(chain)
+
+    def rank(self, chain: Chain) -> tuple[tuple[str, int], ...]:
+        """Orders chains of equal cost: lower device ids first, stage by stage."""
+        return tuple((self.devices[segment.device], segment.end) for segment in chain)
+
+    def plan(self, chain: Chain) -> PipelinePlan:
+        """The chain as a plan."""
+        return PipelinePlan(
+            stages=tuple(
+                Stage(
+                    device=DeviceId(self.devices[segment.device]),
+                    first_layer=segment.first,
+                    last_layer=segment.end - 1,
+                    recompute=segment.recompute,
+                )
+                for segment in chain
+            ),
+            num_layers=self.num_layers,
+            microbatches=self.microbatches,
+            schedule=self.schedule,
+        )
+
+
+def segment_memory(
+    problem: PartitionProblem, first: int, end: int, recompute: bool, in_flight: int
+) -> int:
+    """Bytes that layers `first .. end - 1` take while training, without the compile peak."""
+    position = (0 if first == 0 else 1) if end < problem.num_layers else 2
+    index, count = {0: (0, 3), 1: (1, 3), 2: (0, 1) if first == 0 else (2, 3)}[position]
+    return stage_memory(
+        problem.profile,
+        Stage(device=DeviceId("any"), first_layer=first, last_layer=end - 1, recompute=recompute),
+        stage_index=index,
+        num_stages=count,
+        in_flight=in_flight,
+        snapshots=problem.snapshots,
+        log_steps=problem.log_steps,
+        compile_peak_bytes=0,
+    ).total_bytes

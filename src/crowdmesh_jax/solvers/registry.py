@@ -1,0 +1,189 @@
+"""Partition solvers by name: the built-in ones and those that other packages bring.
+
+A package adds a solver through the entry point group `crowdmesh_jax.partition_solvers`: a name and
+a class (or function) that returns an object with `solve(problem)`. Nothing is loaded before it is
+asked for. It knows no problem.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from types import MappingProxyType
+from typing import Any, cast
+
+from ..core import Crowd, ModelProfile, PipelinePlan
+from ..errors import InvalidValueError, MissingExtraError, SolverError, UnknownSolverError
+from .check import plan_faults
+from .problem import PartitionProblem, PartitionResult, PartitionSolver
+
+ENTRY_POINT_GROUP = "crowdmesh_jax.partition_solvers"
+
+
+def _ilp(**options: Any) -> PartitionSolver:
+    from .partition.ilp import IlpSolver
+
+    return IlpSolver(**options)
+
+
+def _even(**options: Any) -> PartitionSolver:
+    from .partition.simple import EvenSolver
+
+    return EvenSolver(**options)
+
+
+def _exhaustive(**options: Any) -> PartitionSolver:
+    from .partition.simple import ExhaustiveSolver
+
+    return ExhaustiveSolver(**options)
+
+
+def _single_best(**options: Any) -> PartitionSolver:
+    from .partition.simple import SingleBestSolver
+
+    return SingleBestSolver(**options)
+
+
+_BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingProxyType(
+    {
+        "ilp": (_ilp, "shortest step time by integer programming; options backend, time_limit_s"),
+        "even": (_even, "equal layer counts over the devices in the order given"),
+        "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
+        "single_best": (_single_best, "the whole model on the device that trains it fastest"),
+    }
+)
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _distribution(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module
+
+
+def solvers() -> Mapping[str, str]:
+    """Name -> one line on it, built-in solvers first, then those of other packages."""
+    found = {name: description for name, (_, description) in _BUILT_IN.items()}
+    for name, point in sorted(_entry_points().items()):
+        if name not in found:
+            found[name] = f"from {_distribution(point)} ({point.value})"
+    return MappingProxyType(found)
+
+
+def make_solver(solver: str | PartitionSolver, **options: Any) -> PartitionSolver:
+    """The solver of that name, or the object itself.
+
+    Args:
+        solver: A name of `solvers()`, or an object with `solve(problem)`.
+        options: For the solver's constructor; only with a name.
+
+    Raises:
+        UnknownSolverError: No solver of that name; names those known.
+        InvalidValueError: An option that the solver does not take.
+        MissingExtraError: The package that brings it cannot be imported.
+        SolverError: It has no `solve`.
+    """
+    if not isinstance(solver, str):
+        if options:
+            raise InvalidValueError(
+                f"options {', '.join(sorted(options))} come with a solver's name; a solver object"
+                " is made with its own"
+            )
+        return _with_solve(solver, type(solver).__name__)
+    if solver in _BUILT_IN:
+        factory = _BUILT_IN[solver][0]
+    else:
+        point = _entry_points().get(solver)
+        if point is None:
+            raise _unknown(solver, solvers())
+        try:
+            factory = point.load()
+        except ImportError as exc:
+            raise MissingExtraError(
+                f"solver {solver!r} of {_distribution(point)} cannot be imported: {exc}\n"
+                f"  try      pip install {_distribution(point)} with its extras"
+            ) from exc
+    try:
+        made = factory(**options)
+    except TypeError as exc:
+        if not options:
+            raise
+        raise InvalidValueError(f"solver {solver!r} does not take these options: {exc}") from exc
+    return _with_solve(made, solver)
+
+
+def _with_solve(solver: object, name: str) -> PartitionSolver:
+    if not callable(getattr(solver, "solve", None)):
+        raise SolverError(f"{name!r} is no partition solver: it has no solve(problem)")
+    return cast(PartitionSolver, solver)
+
+
+def _unknown(name: str, known: Iterable[str]) -> UnknownSolverError:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return UnknownSolverError(f"no solver {name!r}{hint}\n  known    {', '.join(known)}")
+
+
+def solve(
+    problem: PartitionProblem, *, solver: str | PartitionSolver = "ilp", **options: Any
+) -> PartitionResult:
+    """Answers a partition problem.
+
+    Args:
+        solver: A name of `solvers()`, or an object with `solve(problem)`.
+        options: For the solver, "ilp" say: `backend="cbc"`, `time_limit_s=2.0`.
+
+    Returns:
+        The plan, its prediction and what is proven. The plan is checked against the problem,
+        whoever made it.
+
+    Raises:
+        UnknownSolverError: No solver of that name.
+        InfeasibleError: No plan fits; says why.
+        SolverError: The solver failed, or its plan breaks the problem.
+    """
+    started_s = time.monotonic()
+    made = make_solver(solver, **options)
+    result = made.solve(problem)
+    faults = plan_faults(problem, result.plan)
+    if faults:
+        name = solver if isinstance(solver, str) else type(solver).__name__
+        raise SolverError(
+            f"solver {name!r} returned a plan that breaks the problem after"
+            f" {time.monotonic() - started_s:.2f} s: {'; '.join(faults)}"
+        )
+    return result
+
+
+def partition(
+    profile: ModelProfile,
+    crowd: Crowd,
+    *,
+    solver: str | PartitionSolver = "ilp",
+    **options: Any,
+) -> PipelinePlan:
+    """Chooses who runs which layers.
+
+    Args:
+        profile: The model's costs for one job.
+        crowd: Devices and links.
+        solver: A name of `solvers()`, or an object with `solve(problem)`.
+        options: Fields of `PartitionProblem` (schedule, pins, bans, devices, max_stages,
+            recompute, ...); the others go to the solver (backend, time_limit_s).
+
+    Returns:
+        The plan. `solve` also returns what is predicted and proven.
+
+    Raises:
+        As `solve`.
+    """
+    names = {item.name for item in dataclasses.fields(PartitionProblem)} - {"profile", "crowd"}
+    asked = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    problem = PartitionProblem(profile=profile, crowd=crowd, **asked)
+    return solve(problem, solver=solver, **others).plan
