@@ -35,6 +35,7 @@ It knows nothing of search.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -236,9 +237,8 @@ def closed_form(
     if schedule == "gpipe":
         period = max(forward_s + down_s) + max(backward_s + back_s)
     else:
-        if schedule == "1f1b":
-            depths = range(len(stages), 0, -1)  # T is the limit of many microbatches
-        period = period_s(compute_s, round_trip_s, depths, [cut.busiest_s for cut in cuts])
+        endless = warmup_depths(schedule, len(stages), sys.maxsize, warmups)  # T is a limit: no cap
+        period = period_s(compute_s, round_trip_s, endless, [cut.busiest_s for cut in cuts])
     return bound_s + _commit_delay_s(stages, cuts), period
 
 
