@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import KeyPath, tree_flatten_with_path, tree_unflatten
 
 from ..errors import UnsupportedOptimizerError
+from ..model.trees import key_text
 from ..programs.manifest import LeafSpec
 from .flat import FlatProgram, abstract, leaf_spec
-from .optimizer_graph import GLOBAL, Graph, Kind, Label, Operation, Value, build_graph
+from .optimizer_graph import GLOBAL, Graph, Kind, Label, Value, build_graph
+from .optimizer_regions import as_function
 from .optimizer_slice import REMEDY, Placement, join, place
 
 logger = logging.getLogger(__name__)
@@ -178,7 +180,7 @@ class SlicedOptimizer:
         ends = sorted(ends, key=lambda v: (order.get(v, len(order)), v))
         inputs = [known.get(v) or self._leaf_of[v] for v in ends]
         return FlatProgram(
-            fn=graph.function(operations, ends, outputs),
+            fn=as_function(graph, operations, ends, outputs),
             inputs=tuple(inputs),
             outputs=tuple(leaves),
             donate=tuple(i for i, leaf in enumerate(inputs) if leaf.role in donate),
@@ -214,7 +216,7 @@ class _Traced:
 
 def _trace(optimizer: optax.GradientTransformation, specs: dict[str, Any]) -> _Traced:
     params, param_tree = tree_flatten_with_path(specs)
-    param_leaves = [leaf_spec("param", _entry(p[0]), _join(p[1:]), s) for p, s in params]
+    param_leaves = [leaf_spec("param", key_text(p[0]), _join(p[1:]), s) for p, s in params]
     state = _shapes("init", optimizer.init, specs)
     state_paths, state_tree = tree_flatten_with_path(state)
     random_keys = tuple(_random_key(leaf) for _, leaf in state_paths)
@@ -334,13 +336,15 @@ def _owner(path: KeyPath, shape: tuple[int, ...], params: Sequence[Any]) -> str 
             ends = start + length == len(path)
             fits = len(shape) > 0 and set(shape) <= {1, *spec.shape}
             if ends or fits:
-                best = max(best or (False, 0, ""), (ends, length, _entry(param_path[0])))
+                best = max(best or (False, 0, ""), (ends, length, key_text(param_path[0])))
     return best[2] if best else None
 
 
 def _random_key(leaf: Any) -> _RandomKey:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return _RandomKey(jax.random.key_impl(leaf))
+        impl: list[Any] = []
+        jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), leaf)
+        return _RandomKey(impl[0])
     return _RandomKey()
 
 
@@ -348,15 +352,8 @@ def _strong(spec: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(spec.shape, spec.dtype)
 
 
-def _entry(key: Any) -> str:
-    for name in ("key", "name", "idx"):
-        if hasattr(key, name):
-            return str(getattr(key, name))
-    return str(key)
-
-
 def _join(path: KeyPath) -> str:
-    return "/".join(map(_entry, path))
+    return "/".join(map(key_text, path))
 
 
 def _unique(names: Iterable[str]) -> list[str]:

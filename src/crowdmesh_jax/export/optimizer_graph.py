@@ -21,6 +21,9 @@ from jax.extend import core as jex
 Value = int
 """The number of a value in a graph."""
 
+Region = tuple[tuple[int, int], ...]
+"""The branches an operation was written in: (number of the `cond`, branch), outermost first."""
+
 
 class Kind(Enum):
     """When in a step a value can be known."""
@@ -57,6 +60,10 @@ class Operation:
     primitive: str
     source: str | None
     """The user-level function that asked for it (`clip_by_global_norm`), where known."""
+    region: Region = ()
+    choice: int | None = None
+    """Set where this picks one output of a `cond`: inputs are the index, then a value per branch.
+    The picks of one `cond` share the number."""
 
 
 Join = Callable[[Sequence[Label], Sequence[int], Sequence[int], str, str | None], Label]
@@ -107,23 +114,6 @@ class Graph:
                 want(operation.inputs)
         return chosen[::-1], sorted(wanted | ends)
 
-    def function(
-        self, operations: Sequence[Operation], inputs: Sequence[Value], outputs: Sequence[Value]
-    ) -> Callable[..., tuple[Any, ...]]:
-        """A traceable function that carries out `operations`."""
-        read = {v for op in operations for v in op.inputs} | set(outputs)
-        constants = {v: c for v, c in self.constants.items() if v in read}
-
-        def run(*arrays: Any) -> tuple[Any, ...]:
-            env = {**constants, **dict(zip(inputs, arrays, strict=True))}
-            for op in operations:
-                made = op.run(*(env[v] for v in op.inputs))
-                for value, array in zip(op.outputs, made, strict=True):
-                    env.setdefault(value, array)  # a stopped value keeps what was passed in
-            return tuple(jax.numpy.asarray(env[v]) for v in outputs)
-
-        return run
-
 
 def build_graph(closed: jex.ClosedJaxpr, labels: Sequence[Label], join: Join) -> Graph:
     """Flattens a jaxpr whose inputs carry `labels`. What `join` raises passes through."""
@@ -155,6 +145,8 @@ class _Flattener:
     def __init__(self, graph: Graph, join: Join) -> None:
         self.graph = graph
         self.join = join
+        self.region: Region = ()
+        self.choices = 0
 
     def closed(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
         jaxpr = getattr(closed, "jaxpr", closed)
@@ -168,7 +160,8 @@ class _Flattener:
 
     def read(self, env: Mapping[Any, Value], atom: Any) -> Value:
         if isinstance(atom, jex.Literal):
-            return self.constant(atom.aval, np.asarray(atom.val, dtype=atom.aval.dtype))
+            aval: Any = atom.aval
+            return self.constant(aval, np.asarray(atom.val, dtype=aval.dtype))
         return env[atom]
 
     def constant(self, aval: Any, array: Any) -> Value:
@@ -199,18 +192,20 @@ class _Flattener:
     def select(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Both branches, then a choice of each output."""
         index, *rest = operands
-        results = [self.closed(branch, rest) for branch in equation.params["branches"]]
+        number = self.choices = self.choices + 1
+        outer = self.region
+        results = []
+        for i, branch in enumerate(equation.params["branches"]):
+            self.region = (*outer, (number, i))
+            results.append(self.closed(branch, rest))
+        self.region = outer
         source = source_of(equation)
-
-        def choose(which: Any, *cases: Any) -> list[Any]:
-            return [jax.lax.select_n(which != 0 if len(cases) == 2 else which, *cases)]
-
         chosen: list[Value] = []
         for var, cases in zip(equation.outvars, zip(*results, strict=True), strict=True):
             if len(set(cases)) == 1:
                 chosen.append(cases[0])
             else:
-                chosen += self.emit(choose, [index, *cases], [var.aval], "cond", source)
+                chosen += self.emit(_choose, [index, *cases], [var.aval], "cond", source, number)
         return chosen
 
     def emit(
@@ -220,13 +215,16 @@ class _Flattener:
         avals: list[Any],
         primitive: str,
         source: str | None,
+        choice: int | None = None,
     ) -> list[Value]:
         graph = self.graph
         sizes = [int(np.prod(a.shape, dtype=np.int64)) for a in avals]
         labels = [graph.labels[v] for v in operands]
         label = self.join(labels, [graph.size(v) for v in operands], sizes, primitive, source)
         outputs = [graph.new_value(aval, label) for aval in avals]
-        graph.operations.append(Operation(run, tuple(operands), tuple(outputs), primitive, source))
+        graph.operations.append(
+            Operation(run, tuple(operands), tuple(outputs), primitive, source, self.region, choice)
+        )
         return outputs
 
 
@@ -240,12 +238,17 @@ def _evaluator(equation: Any) -> Callable[..., Sequence[Any]]:
     outvars = [v for v, drop in zip(equation.outvars, kept, strict=True) if not drop]
     debug_info = jex.DebugInfo("optimizer", equation.primitive.name, None, None)
     jaxpr = jex.Jaxpr((), invars, outvars, [equation], equation.effects, debug_info)
+    evaluate = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
 
     def run(*arrays: Any) -> Sequence[Any]:
-        made = iter(jax.core.eval_jaxpr(jaxpr, (), *(arrays[i] for i in first)))
+        made = iter(evaluate(*(arrays[i] for i in first)))
         return [None if drop else next(made) for drop in kept]
 
     return run
+
+
+def _choose(index: Any, *cases: Any) -> list[Any]:
+    return [jax.lax.select_n(index != 0 if len(cases) == 2 else index, *cases)]
 
 
 def _dependence(jaxpr: Any, marked: Sequence[bool]) -> list[bool]:
