@@ -1,4 +1,4 @@
-"""Shared set-up: one XLA thread per process, so that bit-equality is claimed for one machine type."""
+"""Shared set-up: one XLA thread per process: bit-equality is claimed for one machine type."""
 
 import os
 

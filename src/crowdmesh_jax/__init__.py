@@ -1,1 +1,126 @@
-"""Train one neural network across a crowd of unequal devices that come and go."""
+"""Train one neural network across a crowd of unequal devices that come and go.
+
+    import crowdmesh_jax as cm
+
+Names load when they are first used: a bare import loads neither JAX nor Flax, optax, gRPC or a
+solver, so that tools and agents start fast and need only what they use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import data as data
+    from . import errors as errors
+    from .core import Crowd as Crowd
+    from .core import DefaultLink as DefaultLink
+    from .core import Device as Device
+    from .core import LayerProfile as LayerProfile
+    from .core import LayerSeconds as LayerSeconds
+    from .core import Link as Link
+    from .core import ModelProfile as ModelProfile
+    from .core import PipelinePlan as PipelinePlan
+    from .core import Prediction as Prediction
+    from .core import Stage as Stage
+    from .data import ArraySource as ArraySource
+    from .data import DataSource as DataSource
+    from .data import digits as digits
+    from .errors import CrowdMeshError as CrowdMeshError
+    from .export import TrainState as TrainState
+    from .model import Layer as Layer
+    from .model import StagedModel as StagedModel
+    from .model import TrainingJob as TrainingJob
+    from .model import layer_key as layer_key
+    from .model import losses as losses
+    from .model import zoo as zoo
+    from .profiling import profile as profile
+    from .record import RunFolder as RunFolder
+    from .record import load_checkpoint as load_checkpoint
+    from .reference import reference as reference
+    from .runtime import CheckpointEvent as CheckpointEvent
+    from .runtime import Crew as Crew
+    from .runtime import DeviceEvent as DeviceEvent
+    from .runtime import MeasuredEvent as MeasuredEvent
+    from .runtime import PhaseEvent as PhaseEvent
+    from .runtime import StepEvent as StepEvent
+    from .runtime import TrainResult as TrainResult
+    from .runtime import launch as launch
+    from .runtime import train as train
+    from .solvers import PartitionProblem as PartitionProblem
+    from .solvers import PartitionResult as PartitionResult
+    from .solvers import partition as partition
+    from .solvers import solve as solve
+
+_ROOM_NAMES = {
+    "core": (
+        "Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile PipelinePlan"
+        " Prediction Stage"
+    ),
+    "data": "ArraySource DataSource digits",
+    "errors": "CrowdMeshError",
+    "export": "TrainState",
+    "model": "Layer StagedModel TrainingJob layer_key",
+    "profiling": "profile",
+    "record": "RunFolder load_checkpoint",
+    "reference": "reference",
+    "runtime": (
+        "CheckpointEvent Crew DeviceEvent MeasuredEvent PhaseEvent StepEvent TrainResult launch"
+        " train"
+    ),
+    "solvers": "PartitionProblem PartitionResult partition solve",
+}
+_HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}
+_MODULES = {
+    "data": "data",
+    "errors": "errors",
+    "losses": "model.losses",
+    "zoo": "model.zoo",
+}
+_OPTIONAL = ("jax", "flax", "optax", "pulp", "highspy", "rich", "grpc", "safetensors")
+"""Packages that a device installed with `--no-deps` may lack."""
+
+__all__ = sorted([*_HOMES, *_MODULES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in _OPTIONAL:
+            raise
+        from .errors import MissingExtraError
+
+        raise MissingExtraError(
+            f"cm.{name} needs {missing}, which is not installed here; install all that the package"
+            " needs: pip install crowdmesh-jax"
+        ) from exc
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing `crowdmesh_jax.reference` must not put the module where the function belongs."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

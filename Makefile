@@ -1,0 +1,69 @@
+# `make help` lists what there is. Everything lives in .venv; stamps in it say what is installed.
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# The first of these that is Python >= 3.11 (a name on the PATH may be a shim that does not work).
+PYTHONS := python3.11 python3.12 python3.13 python3
+PYTHON ?= $(shell for p in $(PYTHONS); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check exact bench docs long format clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.package  ## train real digits over four unequal processes on this machine
+	@$(BIN)/crowdmesh demo
+
+test: $(VENV)/.dev  ## all tests that CI runs
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+exact: $(VENV)/.dev  ## the full exactness matrix, about an hour
+	$(BIN)/python -m pytest -m exact
+
+long: $(VENV)/.dev  ## what is too long for CI
+	$(BIN)/python -m pytest -m long
+
+bench: $(VENV)/.dev  ## benchmarks; each writes its result beside itself
+	@set -e; for script in benchmarks/*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+format: $(VENV)/.dev  ## put the code into the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove everything that make has made, runs excepted
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.venv:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found none of: $(PYTHONS)" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed; on Debian: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.venv pyproject.toml
+	@echo "installing crowdmesh_jax and what it needs (a few minutes the first time)"
+	@start=$$(date +%s); $(PIP) -e . && echo "installed in $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@echo "installing the test tools"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	@echo "installing the documentation tools"
+	@$(PIP) -e '.[docs]'
+	@touch $@
