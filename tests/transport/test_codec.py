@@ -76,6 +76,7 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(frames)
 def test_a_frame_survives_bit_for_bit(frame):
     back = decode(encode_bytes(frame))
@@ -84,6 +85,7 @@ def test_a_frame_survives_bit_for_bit(frame):
     assert all(map(same_bits, frame.arrays, back.arrays))
 
 
+@settings(deadline=None)
 @given(frames, st.integers(1, 500))
 def test_chunks_of_any_size_assemble_to_the_frame_in_aligned_memory(frame, chunk_bytes):
     assembler = FrameAssembler()
@@ -299,7 +301,7 @@ def mutated(draw):
     return bytes(data)
 
 
-@settings(max_examples=400)
+@settings(max_examples=300, deadline=None)
 @given(mutated())
 def test_mutated_frames_decode_or_raise_frame_errors_and_nothing_else(data):
     try:

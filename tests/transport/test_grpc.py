@@ -1,7 +1,9 @@
 """gRPC in particular: real processes that die, strangers at the door, ports and addresses."""
 
 import asyncio
+import dataclasses
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -14,7 +16,15 @@ import numpy as np
 import pytest
 
 from crowdmesh_jax.errors import AddressError, FrameError, InvalidValueError, PeerLostError
-from crowdmesh_jax.transport import Frame, FrameBounds, GrpcTransport, Lane, PeerGone, encode_bytes
+from crowdmesh_jax.transport import (
+    Frame,
+    FrameBounds,
+    GrpcTransport,
+    Lane,
+    PeerGone,
+    QueueBounds,
+    encode_bytes,
+)
 from crowdmesh_jax.transport.grpc import METHOD, SERVICE, Hello
 
 
@@ -179,17 +189,42 @@ async def test_a_listener_that_does_not_know_the_token_is_not_believed():
 
     async def serve(_requests, context):
         hello, _ = Hello.read(context.invocation_metadata())
-        answer = Hello(
-            device=hello.peer,
-            peer=hello.device,
-            run=hello.run,
-            instance="x",
-            connection=hello.connection,
-            lane=hello.lane,
-        )
+        answer = dataclasses.replace(hello, device="b", peer="a", instance="x")
         await context.send_initial_metadata(answer.metadata("guess", "answer"))
         await context.read()
 
+    server, address = await foreign_server(serve)
+    a = transport("a")
+    with pytest.raises(PeerLostError, match="token"):
+        await a.connect("b", address, deadline_s=5)
+    await a.close()
+    await server.stop(0)
+
+
+@run
+async def test_a_stream_that_the_other_side_cancels_ends_the_channel():
+    """gRPC then raises CancelledError in a task that nobody cancelled."""
+    go = asyncio.Event()
+
+    async def serve(_requests, context):
+        hello, _ = Hello.read(context.invocation_metadata())
+        answer = dataclasses.replace(hello, device="b", peer="a", instance="x")
+        await context.send_initial_metadata(answer.metadata("secret", "answer"))
+        await go.wait()
+        await context.abort(grpc.StatusCode.CANCELLED, "no reason")
+
+    server, address = await foreign_server(serve)
+    a = transport("a")
+    await a.connect("b", address, deadline_s=5)
+    go.set()
+    gone = await a.receive()
+    assert isinstance(gone, PeerGone)
+    assert isinstance(gone.error, PeerLostError)
+    await a.close()
+    await server.stop(0)
+
+
+async def foreign_server(serve) -> tuple[grpc.aio.Server, str]:
     server = grpc.aio.server()
     handler = grpc.stream_stream_rpc_method_handler(serve)
     server.add_generic_rpc_handlers(
@@ -197,11 +232,7 @@ async def test_a_listener_that_does_not_know_the_token_is_not_believed():
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    a = transport("a")
-    with pytest.raises(PeerLostError, match="token"):
-        await a.connect("b", f"127.0.0.1:{port}", deadline_s=5)
-    await a.close()
-    await server.stop(0)
+    return server, f"127.0.0.1:{port}"
 
 
 async def raw_streams(address: str, device: str, lanes=tuple(Lane)):
@@ -332,6 +363,7 @@ async def test_a_port_that_a_foreign_socket_holds_is_in_use_too():
         await b.close()
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp6"), reason="asks Linux")
 @run
 async def test_it_listens_on_the_loopback_alone():
     a = transport("a")
@@ -397,3 +429,52 @@ def test_the_room_is_imported_without_grpc_jax_or_ml_dtypes():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@run
+async def test_close_does_not_wait_for_frames_that_nobody_took():
+    a, b = transport("a"), transport("b", queue=QueueBounds(frames=1))
+    await a.connect("b", await b.start(), deadline_s=5)
+    for index in range(10):
+        await a.send("b", Frame({"i": index}), Lane.PIPELINE)
+    await asyncio.sleep(0.2)
+    started_s = time.monotonic()
+    await b.close()
+    assert time.monotonic() - started_s < 1.0
+    assert isinstance(await a.receive(), PeerGone)
+    await a.close()
+
+
+@run
+async def test_close_is_bounded_when_the_peer_does_not_read():
+    a, b = transport("a", flush_s=0.3), transport("b", queue=QueueBounds(frames=1))
+    await a.connect("b", await b.start(), deadline_s=5)
+    frame = Frame({}, (np.zeros(30_000_000, np.uint8),))
+    for _ in range(4):
+        await a.send("b", frame, Lane.PIPELINE)
+    started_s = time.monotonic()
+    await a.close()
+    assert 0.25 < time.monotonic() - started_s < 2.0
+    await b.close()
+
+
+@run
+async def test_an_array_that_fails_ends_the_channel_and_says_why():
+    class Broken:
+        dtype, shape = np.dtype("float32"), (3,)
+
+        def is_ready(self):
+            return False
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("computation failed")
+
+    a, b = transport("a"), transport("b")
+    await a.connect("b", await b.start(), deadline_s=5)
+    await a.send("b", Frame({}, (Broken(),)), Lane.PIPELINE)
+    gone = await a.receive()
+    assert isinstance(gone, PeerGone)
+    assert "computation failed" in gone.reason
+    assert isinstance(await b.receive(), PeerGone)
+    await a.close()
+    await b.close()

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crowdmesh_jax.errors import InvalidValueError
@@ -37,6 +37,7 @@ def play(items, rate, *, looks=()):
     return {index: at for at, index in done}
 
 
+@settings(deadline=None)
 @given(pushes, st.floats(1, 1e6))
 def test_the_link_is_never_idle_while_something_waits(items, rate):
     free_s = 0.0
@@ -45,6 +46,7 @@ def test_the_link_is_never_idle_while_something_waits(items, rate):
     assert max(play(items, rate).values()) == pytest.approx(free_s, rel=1e-6, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(pushes, st.floats(1, 1e6))
 def test_each_class_keeps_its_order_and_urgent_items_hardly_notice_bulk_ones(items, rate):
     done = play(items, rate)
@@ -59,6 +61,7 @@ def test_each_class_keeps_its_order_and_urgent_items_hardly_notice_bulk_ones(ite
             assert done[index] <= free_s + 1e-6
 
 
+@settings(deadline=None)
 @given(pushes, st.floats(1, 1e6))
 def test_bulk_items_get_their_floor_share_at_least(items, rate):
     done = play(items, rate)
@@ -69,6 +72,7 @@ def test_bulk_items_get_their_floor_share_at_least(items, rate):
             assert done[index] <= free_s * (1 + 1e-9) + 1e-6
 
 
+@settings(deadline=None)
 @given(pushes, st.floats(1, 1e6), st.lists(st.floats(0, 20), max_size=10))
 def test_asking_more_often_changes_nothing(items, rate, looks):
     plain, watched = play(items, rate), play(items, rate, looks=looks)

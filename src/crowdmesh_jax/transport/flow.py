@@ -36,7 +36,7 @@ class Admission(Generic[T]):
 
     def __init__(self, accept: Callable[[T], None], bounds: QueueBounds) -> None:
         self._accept = accept
-        self._bounds = bounds
+        self._bounds: QueueBounds | None = bounds
         self._items = 0
         self._size_bytes = 0
         self._waiting: deque[tuple[asyncio.Future[None], T, int]] = deque()
@@ -72,6 +72,15 @@ class Admission(Generic[T]):
             else:
                 return
 
+    def unbound(self) -> None:
+        """Lets everything in from now on."""
+        self._bounds = None
+        while self._waiting:
+            room, item, size_bytes = self._waiting.popleft()
+            if not room.done():
+                self._let_in(item, size_bytes)
+                room.set_result(None)
+
     def fail(self, error: Callable[[], CrowdMeshError]) -> None:
         """Ends all waits, and all later calls, with `error()`."""
         self._error = error
@@ -81,7 +90,7 @@ class Admission(Generic[T]):
                 room.set_exception(error())
 
     def _fits(self, size_bytes: int) -> bool:
-        if self._items == 0:
+        if self._items == 0 or self._bounds is None:
             return True
         return (
             self._items < self._bounds.frames
@@ -161,16 +170,18 @@ class Inbox:
         return item
 
     def close(self) -> None:
-        """Drops what waits and ends all waits."""
+        """Drops what waits and whatever still comes; ends all waits."""
         self._closed = True
         self._urgent.clear()
         self._bulk.clear()
         for gate in self._gates.values():
-            gate.fail(lambda: TransportError("this transport is closed"))
+            gate.unbound()
         while self._readers:
             self._wake()
 
     def _add(self, received: Received) -> None:
+        if self._closed:
+            return
         (self._bulk if received.lane is Lane.BULK else self._urgent).append(received)
         self._wake()
 
@@ -193,7 +204,7 @@ class Inbox:
 class LaneGate:
     """Decides when a bulk chunk may leave for one peer.
 
-    While pipeline or control frames wait or are being written, bulk gets `floor_share` of the
+    While pipeline or control frames are being written, bulk gets `floor_share` of the
     bytes, and at least one chunk per `patience_s` (an urgent lane that is blocked by its reader
     leaves the link idle). Otherwise bulk is free.
     """
@@ -206,7 +217,7 @@ class LaneGate:
         self._turn: asyncio.Future[None] | None = None
 
     def urgent_enter(self) -> None:
-        """A pipeline or control frame waits from now on."""
+        """A pipeline or control frame is being written from now on."""
         self._urgent += 1
 
     def urgent_leave(self, size_bytes: int) -> None:

@@ -109,14 +109,14 @@ class _DialledStream:
     async def read(self) -> bytes | None:
         try:
             data = await self._call.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
+        except Exception as exc:
             raise _lost(self._peer, exc) from exc
         return None if data is _EOF else data
 
     async def write(self, data: bytes) -> None:
         try:
             await self._call.write(data)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
+        except Exception as exc:
             raise _lost(self._peer, exc) from exc
 
     def abort(self) -> None:
@@ -135,14 +135,14 @@ class _ServedStream:
     async def read(self) -> bytes | None:
         try:
             data = await self._context.read()
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as exc:
+        except Exception as exc:
             raise _lost(self._peer, exc) from exc
         return None if data is _EOF else data
 
     async def write(self, data: bytes) -> None:
         try:
             await self._context.write(data)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as exc:
+        except Exception as exc:
             raise _lost(self._peer, exc) from exc
 
     def abort(self) -> None:
@@ -289,6 +289,7 @@ class GrpcTransport:
         if self._closed:
             return
         self._closed = True
+        self._inbox.close()
         links = tuple(self._links.values())
         for link in links:
             link.goodbye()
@@ -299,7 +300,6 @@ class GrpcTransport:
                     await link.ended.wait()
         for link in links:
             link.end("closed by this side")
-        self._inbox.close()
         for link in links:
             await link.finished()
         for arriving in tuple(self._arriving.values()):
@@ -461,5 +461,5 @@ class GrpcTransport:
 
 
 def _lost(peer: str, exc: BaseException) -> PeerLostError:
-    details = exc.details() if isinstance(exc, grpc.aio.AioRpcError) else str(exc)
+    details = exc.details() if isinstance(exc, grpc.aio.AioRpcError) else repr(exc)
     return PeerLostError(f"the connection to {peer!r} broke: {details}")

@@ -57,12 +57,9 @@ class _Queue:
         self.items: deque[Outgoing | None] = deque()
         self.admission: Admission[Outgoing | None] = Admission(self.add, bounds)
         self._writer: asyncio.Future[None] | None = None
-        self.on_add: Callable[[], None] | None = None
 
     def add(self, item: Outgoing | None) -> None:
         self.items.append(item)
-        if item is not None and self.on_add is not None:
-            self.on_add()
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
@@ -106,9 +103,6 @@ class PeerLink:
         self._on_end = on_end
         self._gate = LaneGate()
         self._queues = {lane: _Queue(queue) for lane in Lane}
-        for lane, lane_queue in self._queues.items():
-            if lane is not Lane.BULK:
-                lane_queue.on_add = self._gate.urgent_enter
         self.streams: list[Stream] = []
         """Of all connections of this link; the first three are written to."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,6 +144,9 @@ class PeerLink:
         self._closing = True
         for lane_queue in self._queues.values():
             lane_queue.add(None)
+            lane_queue.admission.fail(
+                lambda: PeerLostError(f"{self._device!r} closed while a frame waited to be queued")
+            )
 
     def end(self, reason: str, error: CrowdMeshError | None = None) -> None:
         """Ends the link and tells the inbox, once. Nothing queued is sent any more."""
@@ -201,11 +198,17 @@ class PeerLink:
             self.end(f"it broke the format on the {lane.value} lane: {exc.message}", exc)
         except PeerLostError as exc:
             self.end(exc.message, exc)
-        except TransportError:
-            if not self.ended.is_set() and not self._closing:
-                raise  # the inbox refuses only a peer that is gone or a transport that is closed
-        except MemoryError as exc:
-            error = TransportError(f"no memory for a frame from {self.peer!r}: {exc}")
+        except asyncio.CancelledError:
+            # Also raised by gRPC when the other side ended the stream with the status CANCELLED.
+            reason = f"the {lane.value} stream of {self.peer!r} was cancelled"
+            self.end(reason, PeerLostError(reason))
+            raise
+        except Exception as exc:  # no memory for the frame, the inbox refused
+            error = TransportError(
+                f"reading the {lane.value} stream of {self.peer!r} failed:"
+                f" {type(exc).__name__}: {exc}"
+            )
+            error.__cause__ = exc
             self.end(error.message, error)
 
     def _heard_goodbye(self, lane: Lane, assembler: FrameAssembler) -> None:
@@ -226,12 +229,18 @@ class PeerLink:
                         await self._gate.bulk_turn(len(chunk))
                         await stream.write(chunk)
                 else:
+                    # Not from when it was queued: until its arrays are computed the link is free.
+                    self._gate.urgent_enter()
                     for chunk in chunks(parts, self._chunk_bytes):
                         await stream.write(chunk)
                     self._gate.urgent_leave(outgoing.size_bytes)
             await stream.write(GOODBYE)
         except PeerLostError as exc:
             self.end(exc.message, exc)
+        except asyncio.CancelledError:
+            reason = f"the {lane.value} stream to {self.peer!r} was cancelled"
+            self.end(reason, PeerLostError(reason))
+            raise
         except Exception as exc:  # an array's computation failed, or it was donated meanwhile
             error = TransportError(
                 f"a frame to {self.peer!r} could not be read on the {lane.value} lane:"
