@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_run_in_virtual_time_takes_exactly_as_long_as_evaluate_says(plan, data
     world.run()
     timeline = evaluate(schedule_for(plan), stages, cuts)
     done_s = world.hub.done_s
-    steps_s = [later - sooner for sooner, later in zip(done_s, done_s[1:], strict=False)]
+    steps_s = [later - sooner for sooner, later in itertools.pairwise(done_s)]
     assert steps_s == pytest.approx([timeline.step_s] * 3, rel=1e-6)
 
 

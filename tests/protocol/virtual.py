@@ -1,7 +1,7 @@
 """A virtual body: drives member and coordinator machines in virtual time, with symbolic arrays.
 
 An "array" is the history of what it was made from, so that any update lost, doubled, mixed or made
-from the wrong version shows. Every message crosses as JSON. Channels are in order per pair and lane.
+from the wrong version shows. Every message crosses as JSON. Channels are in order per pair, lane.
 """
 
 from __future__ import annotations
@@ -70,10 +70,14 @@ class World:
         self.members = {d: Member(self, d, i) for i, d in enumerate(plan.devices)}
         self.watch: Callable[[World, str, Any, Any], None] | None = None
         for device in plan.devices:
-            self.after(self.delay(), lambda d=device: self.send(d, HUB, messages.Hello(), "control"))
+            self.after(self.delay(), lambda d=device: self.greet(d))
         begin = ce.Start(plan=plan, schedule=schedule_for(plan), steps=steps, ties=ties, **start)
         self.after(self.delay(), lambda: self.hub.on(begin))
         self.ticks()
+
+    def greet(self, device: str) -> None:
+        if not self.members[device].is_dead:
+            self.send(device, HUB, messages.Hello(), "control")
 
     def delay(self) -> float:
         return 0.0 if self.stages else self.random.choice((0.0, 0.01, self.random.random()))
@@ -123,7 +127,8 @@ class World:
     def kill(self, device: str, reason: str = "killed") -> None:
         self.members[device].is_dead = True
         for body in (self.hub, *self.members.values()):
-            lost = (ce.MemberLost if body is self.hub else me.PeerLost)(device=device, reason=reason)
+            kind = ce.MemberLost if body is self.hub else me.PeerLost
+            lost = kind(device=device, reason=reason)
             self.after(self.delay(), lambda b=body, e=lost: b.on(e))
 
 
@@ -205,8 +210,7 @@ class Member:
     def __post_init__(self) -> None:
         self.state = MemberState(device=self.device, coordinator=HUB)
         for tie in self.world.ties:
-            owner, borrowers = tie.stages(self.world.plan)
-            if self.stage in borrowers:
+            if self.stage in tie.stages(self.world.plan)[1]:
                 self.borrowed[tie.owner_layer] = 0
 
     def on(self, event: Any, arrays: Any = ()) -> None:
@@ -242,7 +246,7 @@ class Member:
                 self.fault = fault
             case me.Unload():
                 self.queue.clear()
-            case me.Keep() :
+            case me.Keep():
                 pass
             case _:
                 self.compute(action)

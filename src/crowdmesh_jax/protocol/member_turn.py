@@ -1,0 +1,74 @@
+"""One call of the member machine: the state as it becomes, the actions as they come.
+
+Shared by the parts of the machine (`member`, `member_step`); knows no rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..core.crowd import DeviceId
+from ..errors import ProtocolError
+from . import member_events as ev
+from . import messages as msg
+from .common import Fault, Parts, Slot
+from .member_state import MemberState, Phase
+
+FRESH_STEP: dict[str, Any] = {
+    "issued": 0,
+    "completed": 0,
+    "arrived_x": (),
+    "arrived_dy": (),
+    "is_finishing": False,
+    "is_full": False,
+    "parts": Parts(),
+}
+
+
+class MemberTurn:
+    """One call of `handle`: the state as it becomes, the actions as they come."""
+
+    __slots__ = ("actions", "now_s", "state")
+
+    def __init__(self, state: MemberState, now_s: float) -> None:
+        self.state = state
+        self.now_s = now_s
+        self.actions: list[ev.MemberAction] = []
+
+    def set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def do(self, action: ev.MemberAction) -> None:
+        self.actions.append(action)
+
+    def tell(self, message: msg.Message, lane: Any = "control", *attach: Slot) -> None:
+        """Sends to the coordinator."""
+        to = self.state.coordinator
+        self.do(ev.SendMessage(to=to, message=message, lane=lane, attach=attach))
+
+    def pass_on(self, to: DeviceId, message: msg.PipelineMessage, *attach: Slot) -> None:
+        self.do(ev.SendMessage(to=to, message=message, lane="pipeline", attach=attach))
+
+    @property
+    def of_epoch(self) -> dict[str, Any]:
+        return {"run": self.state.run, "epoch": self.state.active}
+
+    def fail(self, fault: Fault) -> None:
+        if self.state.phase in (Phase.FAILED, Phase.IDLE):
+            return
+        self.set(phase=Phase.FAILED)
+        self.tell(msg.Error(**self.of_epoch, fault=fault))
+        self.do(ev.Fail(fault=fault))
+
+
+def reject(turn: MemberTurn, sender: str, message: msg.Message, why: str) -> None:
+    what = type(message).__name__
+    text = f"{turn.state.device} got {what} from {sender}, refused: {why}"
+    turn.do(ev.Reject(sender=sender, fault=Fault(kind="ProtocolError", text=text)))
+
+
+def expect_phase(state: MemberState, message: Any, *phases: Phase) -> None:
+    if state.phase not in phases:
+        what = type(message).__name__
+        raise ProtocolError(f"{state.device} got {what} while {state.phase.value}")
