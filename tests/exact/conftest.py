@@ -1,0 +1,44 @@
+"""Agents that live as long as the session, and which part of the matrix runs."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+import crowdmesh_jax as cm
+
+from .cases import STAGES, full_matrix, pairwise
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full-matrix", action="store_true", help="all cells of the exactness matrix"
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        cases = full_matrix() if metafunc.config.getoption("--full-matrix") else pairwise()
+        metafunc.parametrize("case", cases, ids=str)
+
+
+@pytest.fixture(scope="session")
+def compiled_cache(tmp_path_factory):
+    """Schedules and transports share programs: each is compiled once per process."""
+    folder = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder / "here"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session")
+def crews(compiled_cache):
+    """One crew per transport, four devices each."""
+    crowd = cm.Crowd.local((1.0,) * max(STAGES))
+    with (
+        cm.launch(crowd, transport="memory") as memory,
+        cm.launch(crowd, transport="grpc", cache_dir=compiled_cache) as grpc,
+    ):
+        yield {"memory": memory, "grpc": grpc}
