@@ -164,21 +164,29 @@ def picked(rng: random.Random, schedule: str, microbatches: int):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "microbatches", "most"),
-    [("1f1b", 8, 1.08), ("1f1b", 4, 1.25), ("eager", 8, 1.20), ("eager", 4, 1.20)],
+    ("schedule", "microbatches", "most", "simple_most"),
+    [
+        ("1f1b", 8, 1.08, 1.11),
+        ("1f1b", 4, 1.25, 1.25),
+        ("eager", 8, 1.08, 1.25),
+        ("eager", 4, 1.25, 1.25),
+    ],
 )
-def test_on_plans_that_a_solver_picks_both_closed_forms_are_sharp(schedule, microbatches, most):
+def test_on_plans_that_a_solver_picks_the_closed_form_is_sharp(
+    schedule, microbatches, most, simple_most
+):
     rng = random.Random(20)
     bounds, simples = [], []
-    for _ in range(60):
+    for _ in range(100):
         stages, cuts = picked(rng, schedule, microbatches)
         step_s = evaluate_step_s(make_schedule(schedule, len(stages), microbatches), stages, cuts)
         bounds.append(closed_form(schedule, microbatches, stages, cuts)[0] / step_s)
         simples.append(simple_s(schedule, microbatches, stages, cuts) / step_s)
-    for ratios in (bounds, simples):
-        assert min(ratios) >= 1 - 1e-12
-        assert max(ratios) <= most
-        assert statistics.median(ratios) <= 1.03
+    assert min(bounds) >= 1 - 1e-12
+    assert max(bounds) <= most
+    assert statistics.median(bounds) <= 1.01
+    assert min(simples) >= 1 - 1e-12  # on these; not in general, see below
+    assert max(simples) <= simple_most
 
 
 def test_the_simple_form_can_be_too_low_and_the_bound_not():

@@ -108,7 +108,13 @@ def stage_memory(
         )
     if not 0 <= stage_index < num_stages:
         raise InvalidValueError(f"stage_index must lie in 0..{num_stages - 1}, got {stage_index}")
-    for name, count in (("in_flight", in_flight), ("credits", credits), ("snapshots", snapshots)):
+    counts = {
+        "in_flight": in_flight,
+        "credits": credits,
+        "snapshots": snapshots,
+        "log_steps": log_steps,
+    }
+    for name, count in counts.items():
         if count < 0:
             raise InvalidValueError(f"{name} must be >= 0, got {count}")
     layers = profile.layers[stage.first_layer : stage.last_layer + 1]
