@@ -217,13 +217,11 @@ def _nearest(batch_size: int, microbatches: int) -> str:
 
 
 def _named_metrics(metrics: Any) -> dict[str, Metric]:
-    named: dict[str, Metric] = {}
+    named: dict[str, Any] = {}
     if isinstance(metrics, Mapping):
         named.update(metrics)
-    elif callable(metrics):
-        named[getattr(metrics, "__name__", "")] = metrics
     else:
-        for metric in metrics:
+        for metric in (metrics,) if callable(metrics) else metrics:
             name = getattr(metric, "__name__", "")
             if name in named:
                 raise JobError(f"two metrics are called {name!r}; use a mapping of names")

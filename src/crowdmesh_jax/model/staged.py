@@ -23,10 +23,14 @@ from .linen import from_linen, is_linen
 from .nnx import from_nnx, is_factory, is_nnx
 from .randomness import init_key, key_spec, layer_key
 from .specs import LayerSpecs, ModelSpecs
-from .trees import describe, get_leaf, signature, spec_of
+from .trees import count, describe, get_leaf, signature, spec_of
 
 PyTree = Any
 Borrows = Mapping[str, Mapping[str, tuple[str, str]]]
+
+LARGE_LAYER = 2_000_000
+"""Parameters from which on optimised code pays: random numbers are dear to compile, and below this
+unoptimised code is 2-10 times faster in all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +198,10 @@ class StagedModel:
                 params[row.name], state[row.name] = jax.tree.unflatten(trace.structure, ())
                 continue
             if trace.identity not in compiled:
-                compiled[trace.identity] = jax.jit(_init_function(trace.closed))
+                quick = count(row.params) < LARGE_LAYER
+                options = {"xla_backend_optimization_level": 0} if quick else None
+                function = _init_function(trace.closed)
+                compiled[trace.identity] = jax.jit(function, compiler_options=options)
             leaves = compiled[trace.identity](init_key(seed, index))
             tree = jax.tree.unflatten(trace.structure, leaves)
             params[row.name], state[row.name] = tree
