@@ -1,1 +1,88 @@
+"""The command line: `crowdmesh demo | plan | profile | train | models | solvers`.
 
+Thin: each command parses, calls the library and renders. One module per command; this one only
+dispatches and turns errors into one line and an exit status:
+
+    0    done
+    2    an error of ours, with its code, or a wrong option
+    130  stopped by Ctrl-C
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import CrowdMeshError, InterruptedRunError
+from . import demo, models, plan, profile, solvers, train
+from .console import show_error
+
+COMMANDS = (demo, plan, profile, train, models, solvers)
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_EPILOG = """\
+examples:
+  crowdmesh demo                                   watch four unequal processes train digits
+  crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
+  crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/
+  crowdmesh COMMAND --help                         options and examples of a command
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands; needs no JAX."""
+    parser = argparse.ArgumentParser(
+        prog="crowdmesh",
+        description="Train one neural network across a crowd of unequal devices.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"crowdmesh {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        common = command.add_argument_group("output")
+        common.add_argument("--json", action="store_true", help="the same values as JSON lines")
+        common.add_argument("--debug", action="store_true", help="logs, and tracebacks of errors")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    if arguments.debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except InterruptedRunError as exc:
+        show_error(exc, as_json=arguments.json)
+        return EXIT_INTERRUPTED
+    except CrowdMeshError as exc:
+        if arguments.debug:
+            raise
+        show_error(exc, as_json=arguments.json)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

@@ -1,0 +1,181 @@
+"""What the options name: crowds, models with their losses, and data. Loads JAX when called."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core import Crowd
+from ..data import ArraySource, digits
+from ..errors import DataError, InvalidCrowdError, ModelError
+
+if TYPE_CHECKING:
+    from ..model import StagedModel, TrainingJob
+
+DEFAULT_SPEEDS = "1,0.5,0.5,0.25"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZooModel:
+    """A model of the zoo, as the command line offers it."""
+
+    make: Callable[[], StagedModel]
+    summary: str
+    data: str
+    """Name of the data it is made for."""
+    tokens: tuple[int, int] | None = None
+    """Vocabulary and length of its rows, for language models."""
+
+
+def zoo_models() -> dict[str, ZooModel]:
+    """Name -> model, in the order in which they are listed."""
+    from ..model import zoo
+
+    found = {
+        "mlp": ZooModel(make=zoo.mlp, summary="perceptron, three hidden layers", data="digits"),
+        "lenet": ZooModel(
+            make=zoo.lenet, summary="small CNN with BatchNorm and dropout", data="digits"
+        ),
+    }
+    return found
+
+
+def find_model(name: str) -> ZooModel:
+    """The model of that name.
+
+    Raises:
+        ModelError: There is none; names those there are.
+    """
+    models = zoo_models()
+    if name not in models:
+        raise ModelError(f"no model {name!r} in the zoo; known: {', '.join(sorted(models))}")
+    return models[name]
+
+
+def add_crowd_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--crowd` and `--speeds`."""
+    group = parser.add_argument_group("crowd")
+    group.add_argument("--crowd", metavar="FILE", help="devices and links, TOML or JSON")
+    group.add_argument(
+        "--speeds",
+        metavar="S,S,...",
+        help=f"emulated devices on this machine instead of a file (default {DEFAULT_SPEEDS})",
+    )
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--batch-size`, `--microbatches`, `--learning-rate`, `--seed`."""
+    group = parser.add_argument_group("job")
+    group.add_argument("--batch-size", type=int, default=64, metavar="N", help="default 64")
+    group.add_argument("--microbatches", type=int, default=8, metavar="M", help="default 8")
+    group.add_argument("--learning-rate", type=float, default=2e-3, metavar="R", help="Adam; 2e-3")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--solver` and `--schedule`."""
+    group = parser.add_argument_group("plan")
+    group.add_argument("--solver", default="ilp", metavar="NAME", help="see `crowdmesh solvers`")
+    group.add_argument("--schedule", default="1f1b", choices=("gpipe", "1f1b", "eager"))
+
+
+def read_crowd(arguments: argparse.Namespace) -> Crowd:
+    """The crowd of `--crowd` or `--speeds`.
+
+    Raises:
+        FormatError: The file does not describe a crowd.
+        InvalidCrowdError: Both were given, or speeds that are no numbers.
+    """
+    if arguments.crowd is not None:
+        if arguments.speeds is not None:
+            raise InvalidCrowdError("--crowd and --speeds both describe the crowd; give one")
+        return Crowd.load(arguments.crowd)
+    text = arguments.speeds or DEFAULT_SPEEDS
+    try:
+        speeds = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidCrowdError(
+            f"--speeds must be numbers between commas, {DEFAULT_SPEEDS} say; got {text!r}"
+        ) from None
+    return Crowd.local(speeds)
+
+
+def read_data(name: str, model: ZooModel, batch_size: int, seed: int) -> ArraySource:
+    """The training data of that name or file.
+
+    Args:
+        name: "digits"; an `.npz` file with arrays `inputs` and `targets`; a text file for a
+            language model, which reads its bytes.
+
+    Raises:
+        DataError: No such data, or it does not hold what is needed.
+    """
+    if name == "digits":
+        inputs, targets = digits("train")
+        return ArraySource(inputs, targets, batch_size, seed)
+    path = Path(name)
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                inputs, targets = archive["inputs"], archive["targets"]
+        except (OSError, ValueError, KeyError) as exc:
+            raise DataError(f"{path}: needs arrays 'inputs' and 'targets': {exc}") from exc
+        return ArraySource(inputs, targets, batch_size, seed)
+    if model.tokens is not None and path.is_file():
+        return _text_rows(path, model.tokens, batch_size, seed)
+    known = "'digits', a FILE.npz with arrays inputs and targets"
+    text = ", or a text file" if model.tokens is not None else ""
+    raise DataError(f"no data {name!r}; known: {known}{text}")
+
+
+def _text_rows(path: Path, tokens: tuple[int, int], batch_size: int, seed: int) -> ArraySource:
+    vocabulary, length = tokens
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
+    rows = (len(data) - 1) // length
+    if rows < 1:
+        raise DataError(f"{path}: {len(data)} bytes; at least {length + 1} are needed for one row")
+    if data.max() >= vocabulary:
+        raise DataError(f"{path}: byte {data.max()} is outside the vocabulary of {vocabulary}")
+    inputs = data[: rows * length].reshape(rows, length).astype(np.int32)
+    targets = data[1 : rows * length + 1].reshape(rows, length).astype(np.int32)
+    return ArraySource(inputs, targets, batch_size, seed)
+
+
+def example_batch(model: ZooModel, batch_size: int) -> tuple[Any, Any]:
+    """A batch of the model's shapes; the values do not matter."""
+    if model.tokens is not None:
+        rows = np.zeros((batch_size, model.tokens[1]), np.int32)
+        return rows, rows
+    return np.zeros((batch_size, 8, 8, 1), np.float32), np.zeros((batch_size,), np.int32)
+
+
+def make_job(model: ZooModel, arguments: argparse.Namespace) -> TrainingJob:
+    """The job of the options: softmax cross-entropy and Adam.
+
+    Raises:
+        JobError: Sizes that do not fit together.
+    """
+    import optax
+
+    from ..errors import JobError
+    from ..model import TrainingJob, losses
+
+    if not 0 < arguments.learning_rate < float("inf"):
+        raise JobError(f"--learning-rate must be finite and > 0, got {arguments.learning_rate}")
+    return TrainingJob(
+        model.make(),
+        loss=losses.softmax_cross_entropy,
+        optimizer=optax.adam(arguments.learning_rate),
+        batch_size=arguments.batch_size,
+        microbatches=arguments.microbatches,
+        seed=arguments.seed,
+        metrics={"accuracy": losses.accuracy},
+    )

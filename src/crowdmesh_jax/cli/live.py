@@ -1,0 +1,144 @@
+"""A run as it goes: a row per device on a terminal, a line now and then elsewhere, or JSON lines.
+
+Takes the events of `train`; knows nothing of how they come about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from ..core import Crowd, PipelinePlan
+from ..runtime import CheckpointEvent, DeviceEvent, MeasuredEvent, PhaseEvent, RunEvent, StepEvent
+from .console import format_seconds, print_json
+
+REFRESH_PER_S = 8
+LINES_PER_RUN = 10
+"""Without a terminal, about so many lines tell of the steps."""
+SMOOTHING = 0.2
+"""Weight of the newest step in the shown step time."""
+
+
+class JsonView:
+    """Each event as one JSON line: {"event": "step", ...}."""
+
+    def __enter__(self) -> JsonView:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __call__(self, event: RunEvent) -> None:
+        name = type(event).__name__.removesuffix("Event").lower()
+        fields: dict[str, Any] = {
+            field.name: getattr(event, field.name) for field in dataclasses.fields(event)
+        }
+        if isinstance(event, CheckpointEvent):
+            fields["path"] = str(event.path)
+        print_json({"event": name, **fields})
+
+
+class LiveView:
+    """Rows per device that change in place; plain lines where the output is no terminal."""
+
+    def __init__(self, plan: PipelinePlan, crowd: Crowd) -> None:
+        from rich.console import Console
+
+        self._plan, self._crowd = plan, crowd
+        self._console = Console(highlight=False)
+        self._live: Any = None
+        self._phase, self._detail = "", ""
+        self._step: StepEvent | None = None
+        self._step_s: float | None = None
+        self._prediction_s: float | None = None
+        self._devices: dict[str, DeviceEvent] = {}
+        self._started_s = time.monotonic()
+
+    def __enter__(self) -> LiveView:
+        if self._console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=REFRESH_PER_S,
+            )
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(*exc)
+
+    def __call__(self, event: RunEvent) -> None:
+        match event:
+            case PhaseEvent():
+                self._phase, self._detail = event.phase, event.detail
+                if event.phase != "train":
+                    self._say(f"{event.phase}: {event.detail}" if event.detail else event.phase)
+            case MeasuredEvent():
+                self._prediction_s = event.prediction_s
+                self._say(f"stages timed alone: a step should take {self._predicted()}")
+            case DeviceEvent():
+                self._devices[event.device] = event
+            case StepEvent():
+                self._take_step(event)
+            case CheckpointEvent():
+                self._say(f"checkpoint of step {event.version}")
+
+    def _predicted(self) -> str:
+        return "-" if self._prediction_s is None else format_seconds(self._prediction_s)
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            self._console.print(line, markup=False)
+
+    def _take_step(self, event: StepEvent) -> None:
+        self._step = event
+        if event.step_s is not None:
+            old = self._step_s
+            self._step_s = (
+                event.step_s if old is None else (1 - SMOOTHING) * old + SMOOTHING * event.step_s
+            )
+        every = max(1, event.steps // LINES_PER_RUN)
+        if (event.step + 1) % every == 0 or event.step + 1 == event.steps:
+            self._say(self._headline())
+
+    def _headline(self) -> str:
+        if self._step is None:
+            return f"{self._phase}  {self._detail}".strip()
+        step = self._step
+        parts = [f"step {step.step + 1}/{step.steps}", f"loss {step.loss:.4f}"]
+        parts += [f"{name} {value:.3f}" for name, value in step.metrics.items()]
+        if self._step_s is not None:
+            parts.append(f"{format_seconds(self._step_s)} a step (predicted {self._predicted()})")
+        return "  ".join(parts)
+
+    def _render(self) -> Any:
+        from rich import box
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("device", "layers", "speed", "forward", "backward", "update", "busy", ""):
+            right = name in ("speed", "forward", "backward", "update", "busy")
+            table.add_column(name, justify="right" if right else "left")
+        for stage in self._plan.stages:
+            event = self._devices.get(stage.device)
+            row = [stage.device, f"{stage.first_layer}-{stage.last_layer}"]
+            row.append(f"{self._crowd.device(stage.device).speed:.3g}")
+            if event is None:
+                table.add_row(*row, "-", "-", "-", "-", "")
+                continue
+            busy = max(0.0, min(1.0, 1.0 - event.idle_share))
+            times = (event.forward_s, event.backward_s, event.update_s)
+            row += [format_seconds(seconds) for seconds in times]
+            table.add_row(*row, f"{busy:.0%}", ProgressBar(total=1.0, completed=busy, width=20))
+        parts: list[Any] = [table, Text(self._headline())]
+        if self._step is not None:
+            done = self._step.step + 1
+            parts.append(ProgressBar(total=self._step.steps, completed=done, width=60))
+        return Group(*parts)

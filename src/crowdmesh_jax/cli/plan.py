@@ -1,0 +1,73 @@
+"""`crowdmesh plan`: who would run which layers, and why."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..core import values
+from ..errors import InvalidCrowdError
+from .console import print_json
+from .inputs import (
+    add_crowd_arguments,
+    add_job_arguments,
+    add_plan_arguments,
+    example_batch,
+    find_model,
+    make_job,
+    read_crowd,
+)
+
+HELP = "plan a model over a crowd and explain the plan; nothing is trained"
+EXAMPLES = """\
+examples:
+  crowdmesh plan                                       lenet over four emulated devices
+  crowdmesh plan crowd.toml --model lenet --microbatches 16
+  crowdmesh plan --speeds 1,0.5,0.25 --schedule eager --solver exhaustive
+  crowdmesh plan crowd.toml --output plan.json         keep it for `crowdmesh train --plan`
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The crowd, the model, the job and the solver."""
+    parser.add_argument("file", nargs="?", metavar="CROWD", help="the same as --crowd")
+    parser.add_argument("--model", default="lenet", metavar="NAME", help="see `crowdmesh models`")
+    parser.add_argument("--output", metavar="FILE", help="write the plan as JSON")
+    add_crowd_arguments(parser)
+    add_job_arguments(parser)
+    add_plan_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Profiles, solves, explains."""
+    from ..profiling import profile
+    from ..solvers import PartitionProblem, solve
+
+    if arguments.file is not None:
+        if arguments.crowd is not None:
+            raise InvalidCrowdError(f"two crowds: {arguments.file} and --crowd {arguments.crowd}")
+        arguments.crowd = arguments.file
+    crowd = read_crowd(arguments)
+    entry = find_model(arguments.model)
+    job = make_job(entry, arguments)
+    profiled = profile(job, crowd, example_batch(entry, arguments.batch_size))
+    problem = PartitionProblem(profile=profiled, crowd=crowd, schedule=arguments.schedule)
+    result = solve(problem, solver=arguments.solver)
+    if arguments.output:
+        from ..record import write_atomic
+
+        write_atomic(Path(arguments.output), values.to_json(result.plan, indent=1).encode())
+    if arguments.json:
+        print_json(
+            {
+                "plan": result.plan,
+                "predicted": result.predicted,
+                "optimal": result.optimal,
+                "gap": result.gap,
+                "solve_s": result.solve_s,
+                "solver": result.solver,
+                "left_out": dict(result.left_out),
+            }
+        )
+    else:
+        print(result.explain())

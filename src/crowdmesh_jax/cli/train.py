@@ -1,0 +1,145 @@
+"""`crowdmesh train`: a model of the zoo, over the devices of a crowd."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core import Crowd, PipelinePlan, values
+from ..data import ArraySource
+from .console import format_seconds, print_json
+from .inputs import (
+    add_crowd_arguments,
+    add_job_arguments,
+    add_plan_arguments,
+    example_batch,
+    find_model,
+    make_job,
+    read_crowd,
+    read_data,
+)
+
+if TYPE_CHECKING:
+    from ..model import TrainingJob
+    from ..runtime import TrainResult
+
+HELP = "train a model over a crowd; leaves a folder in runs/"
+EXAMPLES = """\
+examples:
+  crowdmesh train lenet --data digits --steps 200
+  crowdmesh train mlp --crowd crowd.toml --data mine.npz --steps 1000 --microbatches 4
+  crowdmesh train lenet --plan plan.json --crowd crowd.toml   a plan kept by `crowdmesh plan`
+  crowdmesh train lenet --json | jq 'select(.event == "step") | .loss'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, its data, the crowd, the job and the plan."""
+    parser.add_argument("model", help="see `crowdmesh models`")
+    parser.add_argument("--data", metavar="NAME|FILE", help="digits, or a FILE.npz; default digits")
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="default 200")
+    add_run_arguments(parser)
+    add_crowd_arguments(parser)
+    add_job_arguments(parser)
+    add_plan_arguments(parser)
+    parser.add_argument("--plan", metavar="FILE", help="use this plan instead of solving for one")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the run itself, the same for `train` and `demo`."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--transport", default="grpc", choices=("grpc", "memory"))
+    group.add_argument("--runs-dir", default="runs", metavar="DIR", help="default runs")
+    group.add_argument("--name", metavar="NAME", help="of the run's folder; default date and time")
+    group.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: at the end")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Plans if need be, trains, tells where the run's folder is."""
+    crowd = read_crowd(arguments)
+    entry = find_model(arguments.model)
+    job = make_job(entry, arguments)
+    data = read_data(arguments.data or entry.data, entry, arguments.batch_size, arguments.seed)
+    plan = values.load(PipelinePlan, arguments.plan) if arguments.plan else None
+    result = run_training(arguments, job, crowd, data, plan, example_batch(entry, job.batch_size))
+    if arguments.json:
+        print_json(result_summary(result))
+
+
+def run_training(
+    arguments: argparse.Namespace,
+    job: TrainingJob,
+    crowd: Crowd,
+    data: ArraySource,
+    plan: PipelinePlan | None,
+    example: tuple[Any, Any],
+) -> TrainResult:
+    """Plans (and explains), trains with a live view, and prints predicted against measured."""
+    from ..runtime import emulate, train
+    from .live import JsonView, LiveView
+
+    emulation = emulate(crowd)
+    if plan is None:
+        plan = _solve(arguments, job, emulation.crowd, example)
+    view = JsonView() if arguments.json else LiveView(plan, emulation.crowd)
+    with view:
+        result = train(
+            job,
+            crowd,
+            data,
+            plan=plan,
+            steps=arguments.steps,
+            transport=arguments.transport,
+            runs_dir=arguments.runs_dir,
+            name=arguments.name,
+            checkpoint_every=arguments.checkpoint_every,
+            on_event=view,
+        )
+    if not arguments.json:
+        print(_step_line(result))
+        print(f"run folder {result.run_dir}   (trace.json opens in https://ui.perfetto.dev)")
+    return result
+
+
+def _solve(
+    arguments: argparse.Namespace, job: TrainingJob, crowd: Crowd, example: tuple[Any, Any]
+) -> PipelinePlan:
+    from ..profiling import profile
+    from ..solvers import PartitionProblem, solve
+
+    profiled = profile(job, crowd, example)
+    problem = PartitionProblem(profile=profiled, crowd=crowd, schedule=arguments.schedule)
+    solved = solve(problem, solver=arguments.solver)
+    if arguments.json:
+        print_json({"event": "plan", "plan": solved.plan, "predicted": solved.predicted})
+    else:
+        print(solved.explain())
+        print(flush=True)
+    return solved.plan
+
+
+def _step_line(result: TrainResult) -> str:
+    measured, predicted = result.measured_step_s, result.predicted_step_s
+    if math.isnan(measured):
+        return "step time: too few steps to measure it"
+    line = f"step time  measured {format_seconds(measured)}"
+    if not math.isnan(predicted):
+        off = (measured / predicted - 1) * 100
+        line += f", predicted {format_seconds(predicted)} ({off:+.1f} %)"
+    return line
+
+
+def result_summary(result: TrainResult) -> dict[str, Any]:
+    """What a finished run tells in one JSON object."""
+    return {
+        "event": "result",
+        "steps": len(result.losses),
+        "loss": float(result.losses[-1]),
+        "metrics": {name: float(np.asarray(row)[-1]) for name, row in result.metrics.items()},
+        "predicted_step_s": result.predicted_step_s,
+        "measured_step_s": result.measured_step_s,
+        "run_dir": str(result.run_dir),
+    }
