@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from crowdmesh_jax.core.plan import PipelinePlan
 from crowdmesh_jax.core.schedule import schedule_for
 from crowdmesh_jax.core.timeline import CutTimes, StageTimes, evaluate
-from crowdmesh_jax.protocol import NonFinitePolicy, Tie, records
+from crowdmesh_jax.protocol import NonFinitePolicy, Tie, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
+from crowdmesh_jax.protocol import member_events as me
 
 from .virtual import World
 
@@ -164,3 +165,38 @@ def test_frames_that_overtake_resume_wait_for_it():
         world.run()
         assert world.hub.completed == 2
     assert seen == {"installed", "run"}
+
+
+def test_a_borrower_starts_a_step_only_with_the_owners_new_value():
+    """Channels keep Tied before the next F; should one not, the borrower still waits."""
+    tie = Tie(owner_layer=0, borrower_layers=(3, 5))
+    world = World(make_plan(3, 2, "1f1b"), steps=9, seed=3, ties=(tie,))
+    body = world.members["d1"]
+    world.run(until=lambda: body.state.step == 2 and body.state.tied_due != ())
+    forward = messages.Forward(run="r1", epoch=1, step=2, microbatch=0, cut=2)
+    event = me.MessageReceived(sender="d0", message=forward)
+    state, actions = member.handle(body.state, event, world.now_s)
+    assert [type(action) for action in actions] == [me.Keep]
+    tied = messages.Tied(run="r1", epoch=1, step=1, layer=0)
+    event = me.MessageReceived(sender="d0", message=tied)
+    state, actions = member.handle(state, event, world.now_s)
+    kinds = [type(action) for action in actions]
+    assert kinds == [me.Keep, me.SendMessage, me.Adopt, me.Compute]  # passed on first
+    assert state.tied_due == ()
+
+
+def test_ops_are_issued_ahead_of_the_compute_queue():
+    """Apply(t), F(t+1) and what follows stand in the queue before Apply is done."""
+    world = World(make_plan(1, 3, "gpipe"), steps=3, seed=1)
+    queued = []
+    world.watch = lambda world, device, event, actions: queued.append(actions)
+    body = world.members["d0"]
+    world.run(until=lambda: body.state.step == 1)
+    kinds = [type(action) for action in queued[-1]]
+    first = kinds.index(me.Apply)
+    data_was_there = 1 in body.state.data_ready
+    assert body.state.version == 0
+    assert (me.Compute in kinds[first:]) == data_was_there
+    assert data_was_there, "choose a seed where the batch came in time"
+    assert kinds.count(me.Compute) == 6
+    assert kinds[-2:] == [me.FinishStep, me.Reduce]
