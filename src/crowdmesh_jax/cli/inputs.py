@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,49 +10,35 @@ import numpy as np
 
 from ..core import Crowd
 from ..data import ArraySource, digits
-from ..errors import DataError, InvalidCrowdError, ModelError
+from ..errors import DataError, InvalidCrowdError, JobError, ModelError
 
 if TYPE_CHECKING:
-    from ..model import StagedModel, TrainingJob
+    from ..model import TrainingJob
+    from ..model.zoo import Entry
 
 DEFAULT_SPEEDS = "1,0.5,0.5,0.25"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZooModel:
-    """A model of the zoo, as the command line offers it."""
-
-    make: Callable[[], StagedModel]
-    summary: str
-    data: str
-    """Name of the data it is made for."""
-    tokens: tuple[int, int] | None = None
-    """Vocabulary and length of its rows, for language models."""
-
-
-def zoo_models() -> dict[str, ZooModel]:
-    """Name -> model, in the order in which they are listed."""
-    from ..model import zoo
-
-    found = {
-        "mlp": ZooModel(make=zoo.mlp, summary="perceptron, three hidden layers", data="digits"),
-        "lenet": ZooModel(
-            make=zoo.lenet, summary="small CNN with BatchNorm and dropout", data="digits"
-        ),
-    }
-    return found
-
-
-def find_model(name: str) -> ZooModel:
+def find_model(name: str) -> Entry:
     """The model of that name.
 
     Raises:
         ModelError: There is none; names those there are.
     """
-    models = zoo_models()
+    from ..model import zoo
+
+    models = zoo.models()
     if name not in models:
-        raise ModelError(f"no model {name!r} in the zoo; known: {', '.join(sorted(models))}")
+        raise ModelError(
+            f"no model {name!r} in the zoo; known: {', '.join(sorted(models))}; `crowdmesh models`"
+            " tells of each"
+        )
     return models[name]
+
+
+def reads_tokens(entry: Entry) -> bool:
+    """Whether a row of the model's input is a row of integer tokens."""
+    return np.issubdtype(entry.row.dtype, np.integer)
 
 
 def add_crowd_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,19 +89,24 @@ def read_crowd(arguments: argparse.Namespace) -> Crowd:
     return Crowd.local(speeds)
 
 
-def read_data(name: str, model: ZooModel, batch_size: int, seed: int) -> ArraySource:
+def read_data(name: str | None, entry: Entry, batch_size: int, seed: int) -> ArraySource:
     """The training data of that name or file.
 
     Args:
-        name: "digits"; an `.npz` file with arrays `inputs` and `targets`; a text file for a
-            language model, which reads its bytes.
+        name: "digits" (the default for images); an `.npz` file with arrays `inputs` and
+            `targets`; a text file for a language model, which learns its characters.
 
     Raises:
         DataError: No such data, or it does not hold what is needed.
     """
-    if name == "digits":
+    tokens = reads_tokens(entry)
+    if name == "digits" or (name is None and not tokens):
+        if tokens:
+            raise DataError(f"{entry.name} reads tokens, digits are images; give a text file")
         inputs, targets = digits("train")
         return ArraySource(inputs, targets, batch_size, seed)
+    if name is None:
+        raise DataError(f"{entry.name} reads tokens: give --data FILE, a text or an .npz file")
     path = Path(name)
     if path.suffix == ".npz":
         try:
@@ -126,15 +115,17 @@ def read_data(name: str, model: ZooModel, batch_size: int, seed: int) -> ArraySo
         except (OSError, ValueError, KeyError) as exc:
             raise DataError(f"{path}: needs arrays 'inputs' and 'targets': {exc}") from exc
         return ArraySource(inputs, targets, batch_size, seed)
-    if model.tokens is not None and path.is_file():
-        return _text_rows(path, model.tokens, batch_size, seed)
-    known = "'digits', a FILE.npz with arrays inputs and targets"
-    text = ", or a text file" if model.tokens is not None else ""
-    raise DataError(f"no data {name!r}; known: {known}{text}")
+    if tokens and path.is_file():
+        return _text_rows(path, entry, batch_size, seed)
+    text = ", or a text file" if tokens else ""
+    raise DataError(
+        f"no data {name!r}; known: 'digits', a FILE.npz with arrays inputs and targets{text}"
+    )
 
 
-def _text_rows(path: Path, tokens: tuple[int, int], batch_size: int, seed: int) -> ArraySource:
-    vocabulary, length = tokens
+def _text_rows(path: Path, entry: Entry, batch_size: int, seed: int) -> ArraySource:
+    """Rows of a text: each token a character, each target the character that follows."""
+    (length,) = entry.row.shape
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as exc:
@@ -142,22 +133,28 @@ def _text_rows(path: Path, tokens: tuple[int, int], batch_size: int, seed: int) 
     rows = (len(data) - 1) // length
     if rows < 1:
         raise DataError(f"{path}: {len(data)} bytes; at least {length + 1} are needed for one row")
-    if data.max() >= vocabulary:
-        raise DataError(f"{path}: byte {data.max()} is outside the vocabulary of {vocabulary}")
-    inputs = data[: rows * length].reshape(rows, length).astype(np.int32)
-    targets = data[1 : rows * length + 1].reshape(rows, length).astype(np.int32)
+    characters, tokens = np.unique(data, return_inverse=True)
+    outputs = entry.build().specs(entry.input_spec(1)).y
+    vocabulary = outputs.shape[-1]
+    if len(characters) > vocabulary:
+        raise DataError(
+            f"{path}: {len(characters)} different bytes; {entry.name} knows {vocabulary} tokens"
+        )
+    tokens = tokens.astype(np.int32)
+    inputs = tokens[: rows * length].reshape(rows, length)
+    targets = tokens[1 : rows * length + 1].reshape(rows, length)
     return ArraySource(inputs, targets, batch_size, seed)
 
 
-def example_batch(model: ZooModel, batch_size: int) -> tuple[Any, Any]:
+def example_batch(entry: Entry, batch_size: int) -> tuple[Any, Any]:
     """A batch of the model's shapes; the values do not matter."""
-    if model.tokens is not None:
-        rows = np.zeros((batch_size, model.tokens[1]), np.int32)
-        return rows, rows
-    return np.zeros((batch_size, 8, 8, 1), np.float32), np.zeros((batch_size,), np.int32)
+    spec = entry.input_spec(batch_size)
+    inputs = np.zeros(spec.shape, spec.dtype)
+    shape = spec.shape if reads_tokens(entry) else (batch_size,)
+    return inputs, np.zeros(shape, np.int32)
 
 
-def make_job(model: ZooModel, arguments: argparse.Namespace) -> TrainingJob:
+def make_job(entry: Entry, arguments: argparse.Namespace) -> TrainingJob:
     """The job of the options: softmax cross-entropy and Adam.
 
     Raises:
@@ -165,13 +162,12 @@ def make_job(model: ZooModel, arguments: argparse.Namespace) -> TrainingJob:
     """
     import optax
 
-    from ..errors import JobError
     from ..model import TrainingJob, losses
 
     if not 0 < arguments.learning_rate < float("inf"):
         raise JobError(f"--learning-rate must be finite and > 0, got {arguments.learning_rate}")
     return TrainingJob(
-        model.make(),
+        entry.build(),
         loss=losses.softmax_cross_entropy,
         optimizer=optax.adam(arguments.learning_rate),
         batch_size=arguments.batch_size,

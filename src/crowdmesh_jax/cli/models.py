@@ -6,7 +6,6 @@ import argparse
 import math
 
 from .console import format_count, print_json, print_table
-from .inputs import example_batch, zoo_models
 
 HELP = "list the models that come with the package"
 EXAMPLES = """\
@@ -24,31 +23,31 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints one row per model."""
     import jax
 
+    from ..model import zoo
+
     rows = []
-    for name, entry in zoo_models().items():
-        model = entry.make()
-        inputs, _ = example_batch(entry, 1)
-        specs = model.specs(jax.eval_shape(lambda x: x, inputs))
-        leaves = [jax.tree.leaves(layer.params) for layer in specs.layers]
-        count = sum(math.prod(leaf.shape) for part in leaves for leaf in part)
-        rows.append((name, [layer.name for layer in model.layers], count, entry))
+    for entry in zoo.models().values():
+        model = entry.build()
+        layers = [layer.name for layer in model.layers]
+        specs = model.specs(entry.input_spec(1))
+        leaves = jax.tree.leaves([layer.params for layer in specs.layers])
+        count = sum(math.prod(leaf.shape) for leaf in leaves)
+        row = f"{entry.row.dtype.name}[{', '.join(map(str, entry.row.shape))}]"
+        rows.append((entry.name, layers, count, row, entry.description))
     if arguments.json:
-        for name, layers, count, entry in rows:
+        for name, layers, count, row, description in rows:
             print_json(
                 {
                     "name": name,
                     "layers": layers,
                     "parameters": count,
-                    "data": entry.data,
-                    "summary": entry.summary,
+                    "row": row,
+                    "description": description,
                 }
             )
         return
     print_table(
-        ("model", "layers", "parameters", "data", "what it is"),
-        [
-            (name, len(layers), format_count(count), entry.data, entry.summary)
-            for name, layers, count, entry in rows
-        ],
+        ("model", "layers", "parameters", "a row", "what it is"),
+        [(n, len(layers), format_count(c), row, text) for n, layers, c, row, text in rows],
         right=("layers", "parameters"),
     )

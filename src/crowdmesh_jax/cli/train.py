@@ -32,6 +32,7 @@ examples:
   crowdmesh train lenet --data digits --steps 200
   crowdmesh train mlp --crowd crowd.toml --data mine.npz --steps 1000 --microbatches 4
   crowdmesh train lenet --plan plan.json --crowd crowd.toml   a plan kept by `crowdmesh plan`
+  crowdmesh train gpt2_nano --data book.txt --learning-rate 1e-3
   crowdmesh train lenet --json | jq 'select(.event == "step") | .loss'
 """
 
@@ -39,7 +40,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its data, the crowd, the job and the plan."""
     parser.add_argument("model", help="see `crowdmesh models`")
-    parser.add_argument("--data", metavar="NAME|FILE", help="digits, or a FILE.npz; default digits")
+    parser.add_argument("--data", metavar="NAME|FILE", help="digits, a FILE.npz, or a text")
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="default 200")
     add_run_arguments(parser)
     add_crowd_arguments(parser)
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
-    data = read_data(arguments.data or entry.data, entry, arguments.batch_size, arguments.seed)
+    data = read_data(arguments.data, entry, arguments.batch_size, arguments.seed)
     plan = values.load(PipelinePlan, arguments.plan) if arguments.plan else None
     result = run_training(arguments, job, crowd, data, plan, example_batch(entry, job.batch_size))
     if arguments.json:
