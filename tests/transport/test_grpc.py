@@ -203,7 +203,6 @@ async def test_a_listener_that_does_not_know_the_token_is_not_believed():
 
 @run
 async def test_a_stream_that_the_other_side_cancels_ends_the_channel():
-    """gRPC then raises CancelledError in a task that nobody cancelled."""
     go = asyncio.Event()
 
     async def serve(_requests, context):
@@ -235,7 +234,19 @@ async def foreign_server(serve) -> tuple[grpc.aio.Server, str]:
     return server, f"127.0.0.1:{port}"
 
 
-async def raw_streams(address: str, device: str, lanes=tuple(Lane)):
+@run
+async def test_a_dialler_that_does_not_know_the_token_gets_no_answer():
+    a = transport("a")
+    address = await a.start()
+    channel, calls = await raw_streams(address, "b", token="guess")
+    for call in calls.values():
+        assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert a.peers == frozenset()
+    await channel.close()
+    await a.close()
+
+
+async def raw_streams(address: str, device: str, lanes=tuple(Lane), token="secret"):
     """Streams of a peer that knows the token but not the rules."""
     channel = grpc.aio.insecure_channel(address)
     calls = {}
@@ -244,7 +255,7 @@ async def raw_streams(address: str, device: str, lanes=tuple(Lane)):
             device=device, peer="a", run="run-1", instance="i", connection="c", lane=lane.value
         )
         calls[lane] = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            metadata=grpc.aio.Metadata(*hello.metadata("secret", "dial"))
+            metadata=grpc.aio.Metadata(*hello.metadata(token, "dial"))
         )
     for call in calls.values():
         await call.initial_metadata()
@@ -405,7 +416,8 @@ async def test_a_proxy_of_the_environment_is_not_used():
         sys.executable,
         "-c",
         code,
-        env={"http_proxy": "http://192.0.2.1:9", "grpc_proxy": "http://192.0.2.1:9"},
+        env=os.environ
+        | {"grpc_proxy": "http://127.0.0.1:9", "no_proxy": "", "no_grpc_proxy": "", "NO_PROXY": ""},
     )
     assert await process.wait() == 0
     await a.close()

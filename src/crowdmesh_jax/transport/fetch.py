@@ -24,11 +24,11 @@ class Fetcher:
 
     async def fetch(self, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """The arrays as numpy, without a copy where their memory allows it."""
-        if all(isinstance(a, np.ndarray) or _is_ready(a) for a in arrays):
-            return _as_numpy(arrays)
+        if are_ready(arrays):
+            return as_numpy(arrays)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, f"fetch-{self._name}")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _as_numpy, arrays)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, as_numpy, arrays)
 
     def close(self) -> None:
         """Waits for nobody: a computation cannot be stopped."""
@@ -37,8 +37,14 @@ class Fetcher:
             self._pool = None
 
 
-def _as_numpy(arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+def as_numpy(arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """Blocks until they are computed; copies only what cannot be viewed."""
     return tuple(np.asarray(array) for array in arrays)
+
+
+def are_ready(arrays: Sequence[Any]) -> bool:
+    """Whether nothing is still being computed."""
+    return all(isinstance(array, np.ndarray) or _is_ready(array) for array in arrays)
 
 
 def _is_ready(array: Any) -> bool:

@@ -199,7 +199,7 @@ class PeerLink:
         except PeerLostError as exc:
             self.end(exc.message, exc)
         except asyncio.CancelledError:
-            # Also raised by gRPC when the other side ended the stream with the status CANCELLED.
+            # gRPC may raise it by itself, in a task that nobody cancelled.
             reason = f"the {lane.value} stream of {self.peer!r} was cancelled"
             self.end(reason, PeerLostError(reason))
             raise
