@@ -260,10 +260,11 @@ def _trace(optimizer: optax.GradientTransformation, specs: dict[str, Any]) -> _T
     outputs = (*param_leaves, *state_leaves)
     for leaf, aval in zip(outputs, closed.out_avals, strict=True):
         if (leaf.shape, leaf.dtype) != (aval.shape, np.dtype(aval.dtype).name):
+            where = f" of layer {leaf.layer!r}" if leaf.layer else ""
             raise UnsupportedOptimizerError(
-                f"{leaf.role} leaf {leaf.path!r} of layer {leaf.layer!r} is {leaf.dtype}"
-                f"{leaf.shape} and becomes {aval.dtype}{aval.shape} in an update. Make the "
-                "optimizer keep shapes and dtypes."
+                f"{leaf.role} leaf {leaf.path!r}{where} is {leaf.dtype}{list(leaf.shape)} and "
+                f"becomes {aval.dtype}{list(aval.shape)} in an update. Make the optimizer keep "
+                "shapes and dtypes."
             )
     labels = [Label(Kind.LOCAL, leaf.layer) if leaf.layer else GLOBAL for leaf in inputs]
     graph = build_graph(closed, labels, join)

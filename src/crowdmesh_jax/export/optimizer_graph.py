@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
+from ..errors import UnsupportedOptimizerError
+
 Value = int
 """The number of a value in a graph."""
 
@@ -175,6 +177,12 @@ class _Flattener:
             return self.closed(equation.params[_CALLS[name]], operands)
         if name == "cond" and self.mixes(equation, operands):
             return self.select(equation, operands)
+        if equation.effects or "callback" in name:
+            raise UnsupportedOptimizerError(
+                f"the optimizer has a side effect: operation {name!r}"
+                f"{' in ' + source if (source := source_of(equation)) else ''}. Stage programs are "
+                "pure; remove prints and callbacks from it."
+            )
         avals = [v.aval for v in equation.outvars]
         return self.emit(_evaluator(equation), operands, avals, name, source_of(equation))
 
