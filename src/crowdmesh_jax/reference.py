@@ -183,7 +183,7 @@ class _Whole:
         inv = np.float32(1) / weight if weight > 0 else np.float32(0)
         totals = jax.tree.map(_accumulator, self.params)
         state, loss = self.state, np.float32(0)
-        sums = {name: (0.0, 0.0) for name in self._job.metric_functions}
+        sums = dict.fromkeys(self._job.metric_functions, (0.0, 0.0))
         with jax.threefry_partitionable(True):
             for m, part in enumerate(batch):
                 totals, state, share, made = self._microbatch(
