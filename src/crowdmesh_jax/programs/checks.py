@@ -38,7 +38,7 @@ ALLOWED_CUSTOM_CALLS = frozenset(
 """Targets that a program may call. Ordinary networks call none on a CPU."""
 
 
-def check_manifest(manifest: StageManifest, programs: Mapping[str, bytes]) -> None:
+def check_manifest(manifest: StageManifest, programs: Mapping[str, Any]) -> None:
     """Version, platform and completeness.
 
     Raises:
@@ -70,16 +70,26 @@ def check_manifest(manifest: StageManifest, programs: Mapping[str, bytes]) -> No
         )
 
 
+def check_sizes(spec: ProgramSpec, where: str) -> None:
+    """What the manifest says of a program's size, before memory is taken for it.
+
+    Raises:
+        BundleError: Negative or above the bound.
+    """
+    if not 0 <= spec.size_bytes <= MAX_PROGRAM_BYTES:
+        raise BundleError(f"{where}: {spec.size_bytes} bytes; the bound is {MAX_PROGRAM_BYTES}")
+
+
 def check_bytes(spec: ProgramSpec, data: bytes, where: str) -> None:
     """Size and digest.
 
     Raises:
         BundleError: The bytes are not those that the manifest names.
     """
-    if len(data) > MAX_PROGRAM_BYTES or len(data) != spec.size_bytes:
+    check_sizes(spec, where)
+    if len(data) != spec.size_bytes:
         raise BundleError(
-            f"{where}: {len(data)} bytes, manifest says {spec.size_bytes}"
-            f" (bound {MAX_PROGRAM_BYTES}); fetch the bundle again"
+            f"{where}: {len(data)} bytes, manifest says {spec.size_bytes}; fetch the bundle again"
         )
     digest = hashlib.sha256(data).hexdigest()
     if digest != spec.sha256:
