@@ -10,8 +10,12 @@ become ours. It knows nothing of layers or devices.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import math
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -100,6 +104,7 @@ def _make(pulp: Any, backend: str, time_limit_s: float | None, log: Path) -> Any
                 "backend 'highs' needs highspy, which is not installed\n"
                 "  try      pip install highspy"
             )
+        _swallow_highs_banner()
         # Not `threads=1`: HiGHS refuses it where the process has used more threads before.
         return pulp.HiGHS(
             msg=False,
@@ -110,8 +115,8 @@ def _make(pulp: Any, backend: str, time_limit_s: float | None, log: Path) -> Any
             primal_feasibility_tolerance=TOLERANCE,
             mip_feasibility_tolerance=TOLERANCE,
             log_to_console=False,
+            output_flag=True,  # into the file alone
             log_file=str(log),
-            output_flag=True,  # after the console is off: the log file alone
         )
     if backend == "cbc":
         path = _cbc_path(pulp)
@@ -132,6 +137,37 @@ def _make(pulp: Any, backend: str, time_limit_s: float | None, log: Path) -> Any
         )
     known = ", ".join(repr(name) for name in ("highs", "cbc"))
     raise SolverError(f"unknown backend {backend!r}; known: {known}, or any PuLP solver object")
+
+
+@functools.cache
+def _swallow_highs_banner() -> None:
+    """Makes the first `Highs` of this process, without its banner on standard output.
+
+    HiGHS (seen in 1.16) greets once per process from its constructor, whatever its options, and
+    would spoil a JSON answer. Standard output is held back meanwhile; what others wrote follows.
+    """
+    highspy = importlib.import_module("highspy")
+    try:
+        libc = ctypes.CDLL(None)
+        sys.stdout.flush()
+        libc.fflush(None)
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return  # no such C library or no standard output: let it greet
+    try:
+        with tempfile.TemporaryFile() as held:
+            os.dup2(held.fileno(), 1)
+            try:
+                highspy.Highs()
+                libc.fflush(None)
+            finally:
+                os.dup2(kept, 1)
+            held.seek(0)
+            for line in held.readlines():
+                if not line.startswith((b"Running HiGHS", b"Includes third-party", b"Copyright")):
+                    os.write(1, line)
+    finally:
+        os.close(kept)
 
 
 def backend_name(backend: object) -> str:
@@ -222,8 +258,8 @@ def _status(
         if answer.has_solution:
             return "optimal" if answer.status == 1 else "feasible"
         if answer.status == -3:  # undefined: our programs are bounded, so the model may tell more
-            model = getattr(problem, "solverModel", None)
-            said = str(model.getModelStatus()) if hasattr(model, "getModelStatus") else ""
+            ask = getattr(getattr(problem, "solverModel", None), "getModelStatus", None)
+            said = str(ask()) if ask is not None else ""
             return "infeasible" if said.endswith("kUnboundedOrInfeasible") else "unknown"
         return "infeasible" if answer.status == -1 else "unknown"
     constants = pulp.constants

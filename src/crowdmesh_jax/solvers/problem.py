@@ -133,6 +133,11 @@ class PartitionProblem:
         ids = [d.id for d in self.crowd.devices] if self.devices is None else self.devices
         return tuple(device for device in ids if device not in self.bans)
 
+    @property
+    def layer_pins(self) -> dict[int, str]:
+        """The pins by layer index, in the order of the layers."""
+        return {int(layer): device for layer, device in sorted(self.pins.items())}
+
     def allows(self, device: str, layer: int) -> bool:
         """Whether pins and bans let `device` run `layer`."""
         if device in self.bans or (layer, device) in self.bans:

@@ -9,22 +9,12 @@ import math
 import time
 from collections.abc import Sequence
 
-from ...core import cut_times, evaluate_step_s, predict, schedule_for, stage_times
+from ...core import predict
 from ..check import check_plan
 from ..problem import PartitionResult
 from ..units import format_seconds
 from .search import better, improve, neighbours
 from .tables import SLACK, Chain, Tables
-
-
-def evaluate_s(tables: Tables, chain: Chain) -> float:
-    """Step time of a chain by the exact timeline."""
-    problem, plan = tables.problem, tables.plan(chain)
-    return evaluate_step_s(
-        schedule_for(plan),
-        stage_times(problem.profile, problem.crowd, plan),
-        cut_times(problem.profile, problem.crowd, plan),
-    )
 
 
 def lower_ids(tables: Tables, chain: Chain) -> Chain:
@@ -90,15 +80,13 @@ def finish(
         if better(tables, tables.cost_s(chain), chain, tables.cost_s(winner), winner):
             winner = chain
     if problem.objective == "evaluate":
-        best_s = evaluate_s(tables, winner)
+        best_s = tables.evaluate_s(winner)
         for chain in ranked[:most]:
-            step_s = evaluate_s(tables, chain)
+            step_s = tables.evaluate_s(chain)
             if better(tables, step_s, chain, best_s, winner):
                 winner, best_s = chain, step_s
         if polish:
-            winner, best_s = improve(
-                tables, winner, lambda chain: evaluate_s(tables, chain), moves=4
-            )
+            winner, best_s = improve(tables, winner, tables.evaluate_s, moves=4)
     plan = tables.plan(winner)
     check_plan(problem, plan)
     return PartitionResult(
@@ -153,4 +141,4 @@ def _best_with(tables: Tables, chain: Chain, device: int) -> float:
     if not starts:
         return math.inf
     best, _ = improve(tables, starts[0], cost, moves=20)
-    return evaluate_s(tables, best)
+    return tables.evaluate_s(best)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...core import DeviceId, MemoryBreakdown, Stage, stage_memory
+from ...core import DeviceId, MemoryBreakdown, Stage, stage_memory, warmup_depths
 from ...errors import InfeasibleError
 from ..problem import PartitionProblem
 from ..units import format_bytes
@@ -68,7 +68,7 @@ def _rules_clash(problem: PartitionProblem) -> str | None:
     for device in problem.requires:
         if device not in problem.allowed_devices:
             return f"device {device!r} must have a stage, but may not be used"
-    for layer, device in sorted(problem.pins.items()):
+    for layer, device in problem.layer_pins.items():
         if device not in problem.allowed_devices or not problem.allows(device, layer):
             return (
                 f"{_layer(problem, layer)} is pinned to {device!r}, which may not run it\n"
@@ -80,7 +80,7 @@ def _rules_clash(problem: PartitionProblem) -> str | None:
     # A device has one stage, so between two of its pins there may be no pin to another one.
     last_of: dict[str, int] = {}
     previous: str | None = None
-    for layer, device in sorted(problem.pins.items()):
+    for layer, device in problem.layer_pins.items():
         if device != previous and device in last_of:
             return (
                 f"{_layer(problem, last_of[device])} and {_layer(problem, layer)} are pinned to"
@@ -138,13 +138,14 @@ def _layer_too_large(problem: PartitionProblem) -> str | None:
         able = [device for device in devices if problem.allows(device.id, layer)]
         largest = max(able, key=lambda device: (device.memory_bytes, device.id))
         # In the middle of a chain at least one more stage follows, under 1f1b with one in flight.
-        tables_depth = 1 if layer == last else 2
-        in_flight = _in_flight(problem, tables_depth)
-        options = [
-            memory_of(problem, layer, layer + 1, in_flight=in_flight, recompute=recompute)
-            for recompute in ((False,) if problem.recompute == "never" else (True,))
-        ]
-        memory = min(options, key=lambda option: option.total_bytes)
+        in_flight = _in_flight(problem, 1 if layer == last else 2)
+        memory = memory_of(
+            problem,
+            layer,
+            layer + 1,
+            in_flight=in_flight,
+            recompute=problem.recompute != "never",
+        )
         if memory.total_bytes <= largest.memory_bytes or _fits_within_more(
             problem, layer, [device.memory_bytes for device in able]
         ):
@@ -175,8 +176,6 @@ def _fits_within_more(problem: PartitionProblem, layer: int, limits: list[int]) 
 
 
 def _in_flight(problem: PartitionProblem, depth: int) -> int:
-    from ...core import warmup_depths
-
     return warmup_depths(problem.schedule, depth, problem.microbatches)[0]
 
 
@@ -260,7 +259,7 @@ def _linked(problem: PartitionProblem, left: str, right: str) -> bool:
 
 
 def _rules_words(problem: PartitionProblem) -> str:
-    words = [f"layer {layer} on {device}" for layer, device in sorted(problem.pins.items())]
+    words = [f"layer {layer} on {device}" for layer, device in problem.layer_pins.items()]
     words += [
         f"not {ban}" if isinstance(ban, str) else f"layer {ban[0]} not on {ban[1]}"
         for ban in problem.bans

@@ -18,7 +18,7 @@ from ...core import PipelinePlan
 from ...errors import InfeasibleError, InvalidValueError
 from ..check import plan_faults
 from ..problem import PartitionProblem, PartitionResult
-from .finish import evaluate_s, finish
+from .finish import finish
 from .infeasible import infeasible
 from .search import better, single_chains
 from .tables import Chain, Tables
@@ -137,7 +137,7 @@ class ExhaustiveSolver:
         best: Chain | None = None
         best_s = math.inf
         for chain in all_chains(tables):
-            cost_s = evaluate_s(tables, chain) if by_evaluate else tables.cost_s(chain)
+            cost_s = tables.evaluate_s(chain) if by_evaluate else tables.cost_s(chain)
             if better(tables, cost_s, chain, best_s, best):
                 best, best_s = chain, cost_s
         if best is None:

@@ -13,12 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from ...core import (
+    CutTimes,
     DeviceId,
+    Link,
     PipelinePlan,
     Stage,
+    StageTimes,
+    evaluate_step_s,
+    make_schedule,
     stage_memory,
     warmup_depths,
 )
@@ -100,7 +105,9 @@ class Tables:
         self._ignore_memory = ignore_memory
         self._ignore_links = ignore_links
         self._ignore_rules = ignore_rules
-        self._memory_s = self._memory_lines()
+        self._memory = self._memory_lines()
+        self._updates: list[list[float]] = []
+        """Per device, update seconds of the layers before each layer."""
         self._segments = self._build_segments()
         self._cuts: dict[tuple[int, int, int], Cut | None] = {}
 
@@ -130,9 +137,10 @@ class Tables:
         in_flight = [0] + [self.in_flight(depth) for depth in range(1, self.max_stages + 1)]
         for index, device in enumerate(self.devices):
             limit = problem.crowd.device(device).memory_bytes
+            rows = problem.profile.layer_seconds(problem.crowd, device)
+            self._updates.append([0.0, *accumulate(row.update_s for row in rows)])
             if not self._ignore_memory and problem.compile_peak_bytes > limit:
                 continue
-            rows = problem.profile.layer_seconds(problem.crowd, device)
             forward = [0.0, *accumulate(row.forward_s for row in rows)]
             backward = [0.0, *accumulate(row.backward_s for row in rows)]
             allowed = [
@@ -145,7 +153,7 @@ class Tables:
                         break
                     options: list[Segment] = []
                     for recompute in (False, True):
-                        line = self._memory_s.get((first, end, recompute))
+                        line = self._memory.get((first, end, recompute))
                         if line is None:
                             continue
                         depth = self._fitting_depth(line, limit, in_flight)
@@ -228,10 +236,7 @@ class Tables:
 
     def period_s(self, chain: Chain) -> float:
         """T of a chain under the problem's schedule: `core.cost.period_s` without the cap by M."""
-        cuts = [
-            self.cut(left.device, right.device, right.first)
-            for left, right in zip(chain, chain[1:], strict=False)
-        ]
+        cuts = [self.cut(left.device, right.device, right.first) for left, right in pairwise(chain)]
         if any(cut is None for cut in cuts):
             return math.inf
         known = [cut for cut in cuts if cut is not None]
@@ -253,10 +258,43 @@ class Tables:
     def first_microbatch_s(self, chain: Chain) -> float:
         """R_0 of a chain: one microbatch down and back."""
         total = math.fsum(segment.compute_s for segment in chain)
-        for left, right in zip(chain, chain[1:], strict=False):
+        for left, right in pairwise(chain):
             cut = self.cut(left.device, right.device, right.first)
             total += math.inf if cut is None else cut.round_trip_s
         return total
+
+    def evaluate_s(self, chain: Chain) -> float:
+        """Step time of a chain by the exact timeline, updates included."""
+        stages = []
+        for segment in chain:
+            updates = self._updates[segment.device]
+            stages.append(
+                StageTimes(
+                    forward_s=segment.forward_s,
+                    backward_s=segment.backward_s,
+                    update_s=updates[segment.end] - updates[segment.first],
+                )
+            )
+        cuts = []
+        for left, right in pairwise(chain):
+            down, back, at = self._wires(left.device, right.device, right.first)
+            cuts.append(
+                CutTimes(
+                    forward_latency_s=down.latency_s,
+                    forward_transfer_s=at[0] / down.bandwidth_bytes_per_s,
+                    backward_latency_s=back.latency_s,
+                    backward_transfer_s=at[1] / back.bandwidth_bytes_per_s,
+                )
+            )
+        schedule = make_schedule(self.schedule, len(chain), self.microbatches)
+        return evaluate_step_s(schedule, stages, cuts)
+
+    def _wires(self, source: int, target: int, layer: int) -> tuple[Link, Link, tuple[int, int]]:
+        crowd = self.problem.crowd
+        down = crowd.link(self.devices[source], self.devices[target])
+        back = crowd.link(self.devices[target], self.devices[source])
+        assert down is not None and back is not None, "a chain has links"
+        return down, back, self.problem.profile.cut_bytes(layer)
 
     def cost_s(self, chain: Chain) -> float:
         """The objective: R_0 + (M - 1) T."""
