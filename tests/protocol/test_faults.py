@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crowdmesh_jax import errors
+from crowdmesh_jax.core.schedule import OpKind
 from crowdmesh_jax.core.timeline import StageTimes
 from crowdmesh_jax.protocol import Fault, Mark, Parts, Verdict, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
@@ -225,6 +226,55 @@ def test_a_neighbour_that_breaks_a_rule_ends_the_run_with_a_protocol_error(sende
     assert body.history == history
     assert world.hub.fault.kind == "ProtocolError"
     assert "d1 (stage 1" in world.hub.fault.text
+
+
+@pytest.mark.parametrize("kind", ["Forward", "Backward"])
+def test_a_frame_that_comes_twice_is_a_protocol_error(kind):
+    world, body = running()
+    seen = []
+
+    def watch(world, device, event, actions):
+        if device == "d1" and type(getattr(event, "message", None)).__name__ == kind:
+            seen.append(event)
+
+    world.watch = watch
+    world.run(until=lambda: bool(seen))
+    state, _ = member.handle(body.state, seen[0], world.now_s)
+    assert body.fault is None
+    assert state.phase.value == "failed"
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "parts", "text"),
+    [(0, Parts(), "must not have parts"), (1, None, "lacks parts")],
+)
+def test_parts_ride_on_the_last_backward_of_a_step_only(microbatch, parts, text):
+    world, body = running()
+    world.run(until=lambda: body.state.completed == 2 and not body.state.arrived_dy)
+    message = frame("B", step=body.state.step, microbatch=microbatch, parts=parts)
+    body.on(me.MessageReceived(sender="d2", message=message), ("array", "parts"))
+    assert text in body.fault.text
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        me.OpDone(kind=OpKind.BACKWARD, step=3, microbatch=1),
+        me.StepFinished(step=3),
+        me.Reduced(step=3),
+        me.Applied(step=3),
+        me.Snapshotted(version=7),
+        me.DataReady(step=3),
+    ],
+)
+def test_a_body_that_answers_what_was_not_asked_ends_the_run_with_a_protocol_error(event):
+    world, body = running()
+    body.on(event)
+    assert body.fault is not None
+    assert body.fault.kind == "ProtocolError"
+    assert "the body answered" in body.fault.text
+    world.run()
+    assert world.hub.fault.kind == "ProtocolError"
 
 
 @pytest.mark.parametrize("kind", ["F", "B", "C", "T"])

@@ -201,6 +201,8 @@ class Member:
     history: list[Any] = field(default_factory=list)
     borrowed: dict[int, int] = field(default_factory=dict)
     """Lending layer -> version of its leaves held here."""
+    data: set[int] = field(default_factory=set)
+    """Steps whose batch is here."""
     queue: deque[Any] = field(default_factory=deque)
     free_s: float = 0.0
     rejects: list[Fault] = field(default_factory=list)
@@ -216,6 +218,8 @@ class Member:
     def on(self, event: Any, arrays: Any = ()) -> None:
         if self.is_dead:
             return
+        if isinstance(event, me.DataReady):
+            self.data.add(event.step)
         self.state, actions = member.handle(self.state, event, self.world.now_s)
         if self.world.watch:
             self.world.watch(self.world, self.device, event, actions)
@@ -280,6 +284,8 @@ class Member:
                 assert step == self.version, "I4"
                 assert set(self.borrowed.values()) <= {step}, "a borrowed leaf is old"
                 at = {"step": step, "microbatch": microbatch}
+                reads = (first and kind is OpKind.FORWARD) or (last and kind is OpKind.BACKWARD)
+                assert step in self.data or not reads, "no batch yet"
                 if kind is OpKind.FORWARD:
                     seen = () if first else slots[Slot(kind="x", **at)]
                     slots[Slot(kind="y", **at)] = (*seen, (me_, self.version))

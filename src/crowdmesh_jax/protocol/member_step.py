@@ -215,7 +215,7 @@ def _on_reduced(turn: MemberTurn, event: ev.Reduced) -> None:
     if halts:
         marks = {Mark.SNAPSHOT, Mark.STOP}  # keep the state from before the bad step
     elif state.step + 1 == state.steps:
-        marks = {*marks, Mark.FINISH} - {Mark.STOP}
+        marks.add(Mark.FINISH)  # outweighs a stop
     turn.set(marks_asked=())
     ordered = tuple(mark for mark in Mark if mark in marks)
     _take_commit(turn, msg.Commit(**turn.of_epoch, step=state.step, verdict=verdict, marks=ordered))
