@@ -4,7 +4,6 @@ from .bundle import StageBundle
 from .load import LoadedProgram, LoadedStage, load_stage
 from .manifest import FORMAT_VERSION, LeafSpec, ProgramSpec, StageManifest
 from .wire import bundle_from_arrays, bundle_to_arrays
-from .wire import bundle_from_arrays, bundle_to_arrays
 
 __all__ = [
     "FORMAT_VERSION",
@@ -14,8 +13,6 @@ __all__ = [
     "ProgramSpec",
     "StageBundle",
     "StageManifest",
-    "bundle_from_arrays",
-    "bundle_to_arrays",
     "bundle_from_arrays",
     "bundle_to_arrays",
     "load_stage",
