@@ -10,16 +10,14 @@ import crowdmesh_jax as cm
 from .cases import STAGES, full_matrix, pairwise
 
 
-def pytest_addoption(parser):
-    parser.addoption(
-        "--full-matrix", action="store_true", help="all cells of the exactness matrix"
-    )
-
-
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
-        cases = full_matrix() if metafunc.config.getoption("--full-matrix") else pairwise()
-        metafunc.parametrize("case", cases, ids=str)
+        always = set(pairwise())
+        cells = [
+            pytest.param(case, id=str(case), marks=() if case in always else pytest.mark.exact)
+            for case in full_matrix()
+        ]
+        metafunc.parametrize("case", cells)
 
 
 @pytest.fixture(scope="session")

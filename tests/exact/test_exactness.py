@@ -16,7 +16,7 @@ from tests.support.families import family
 
 from .cases import full_matrix, pairs_of, pairwise
 
-pytestmark = [pytest.mark.exact, pytest.mark.system]
+pytestmark = pytest.mark.system
 STEPS = 3
 
 
