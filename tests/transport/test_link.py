@@ -81,6 +81,7 @@ def test_a_link_ends_once_when_its_lanes_break_and_takes_its_streams_along():
         assert isinstance(gone, PeerGone)
         assert isinstance(gone.error, PeerLostError)
         await link.finished()
+        link.end("again")
         assert all(stream.is_aborted for stream in streams.values())
         assert ended == [link]
         again = asyncio.create_task(inbox.get())

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 
 import numpy as np
@@ -183,3 +184,31 @@ def test_a_pair_without_a_link_is_not_shaped():
         return time.monotonic() - started_s
 
     assert asyncio.run(run()) < 0.5
+
+
+def test_a_link_does_not_carry_what_is_still_being_computed():
+    class Late:
+        dtype, shape = np.dtype(np.uint8), (100_000,)
+        done = threading.Event()
+
+        def is_ready(self):
+            return False
+
+        def __array__(self, dtype=None, copy=None):
+            assert self.done.wait(3)
+            return np.zeros(self.shape, self.dtype)
+
+    async def run():
+        a, b = await joined(lambda peer: (1e6, 0.0))  # 0.1 s for the frame
+        started_s = time.monotonic()
+        late = Late()
+        await a.send("b", Frame({}, (late,)))
+        await asyncio.sleep(0.15)
+        late.done.set()
+        await b.receive()
+        took_s = time.monotonic() - started_s
+        await a.close()
+        await b.close()
+        return took_s
+
+    assert 0.24 < asyncio.run(run()) < 0.5
