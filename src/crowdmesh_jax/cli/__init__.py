@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.debug:
         import logging
 
-        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("crowdmesh_jax").setLevel(logging.DEBUG)
     try:
         arguments.run(arguments)
         sys.stdout.flush()

@@ -6,7 +6,6 @@ Takes the events of `train`; knows nothing of how they come about.
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 from ..core import Crowd, PipelinePlan
@@ -48,12 +47,11 @@ class LiveView:
         self._plan, self._crowd = plan, crowd
         self._console = Console(highlight=False)
         self._live: Any = None
-        self._phase, self._detail = "", ""
+        self._phase = ""
         self._step: StepEvent | None = None
         self._step_s: float | None = None
         self._prediction_s: float | None = None
         self._devices: dict[str, DeviceEvent] = {}
-        self._started_s = time.monotonic()
 
     def __enter__(self) -> LiveView:
         if self._console.is_terminal:
@@ -74,9 +72,8 @@ class LiveView:
     def __call__(self, event: RunEvent) -> None:
         match event:
             case PhaseEvent():
-                self._phase, self._detail = event.phase, event.detail
-                if event.phase != "train":
-                    self._say(f"{event.phase}: {event.detail}" if event.detail else event.phase)
+                self._phase = f"{event.phase}: {event.detail}" if event.detail else event.phase
+                self._say(self._phase)
             case MeasuredEvent():
                 self._prediction_s = event.prediction_s
                 self._say(f"stages timed alone: a step should take {self._predicted()}")
@@ -92,7 +89,7 @@ class LiveView:
 
     def _say(self, line: str) -> None:
         if self._live is None:
-            self._console.print(line, markup=False)
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def _take_step(self, event: StepEvent) -> None:
         self._step = event
@@ -107,7 +104,7 @@ class LiveView:
 
     def _headline(self) -> str:
         if self._step is None:
-            return f"{self._phase}  {self._detail}".strip()
+            return self._phase
         step = self._step
         parts = [f"step {step.step + 1}/{step.steps}", f"loss {step.loss:.4f}"]
         parts += [f"{name} {value:.3f}" for name, value in step.metrics.items()]

@@ -40,9 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Profiles, solves, explains."""
-    from ..profiling import profile
-    from ..solvers import PartitionProblem, solve
-
     if arguments.file is not None:
         if arguments.crowd is not None:
             raise InvalidCrowdError(f"two crowds: {arguments.file} and --crowd {arguments.crowd}")
@@ -50,9 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
+    from ..profiling import profile
+    from ..solvers import PartitionProblem, make_solver, solve
+
+    solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
     profiled = profile(job, crowd, example_batch(entry, arguments.batch_size))
     problem = PartitionProblem(profile=profiled, crowd=crowd, schedule=arguments.schedule)
-    result = solve(problem, solver=arguments.solver)
+    result = solve(problem, solver=solver)
     if arguments.output:
         from ..record import write_atomic
 

@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints one row per layer."""
-    from ..profiling import profile
-
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
+    from ..profiling import profile
+
     profiled = profile(job, crowd, example_batch(entry, arguments.batch_size))
     if arguments.json:
         print_json(profiled)

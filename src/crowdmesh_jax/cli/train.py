@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import Crowd, PipelinePlan, values
 from ..data import ArraySource
+from ..errors import JobError
 from .console import format_seconds, print_json
 from .inputs import (
     add_crowd_arguments,
@@ -60,6 +61,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Plans if need be, trains, tells where the run's folder is."""
+    if arguments.steps < 1:
+        raise JobError(f"--steps must be >= 1, got {arguments.steps}")
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
@@ -109,11 +112,12 @@ def _solve(
     arguments: argparse.Namespace, job: TrainingJob, crowd: Crowd, example: tuple[Any, Any]
 ) -> PipelinePlan:
     from ..profiling import profile
-    from ..solvers import PartitionProblem, solve
+    from ..solvers import PartitionProblem, make_solver, solve
 
+    solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
     profiled = profile(job, crowd, example)
     problem = PartitionProblem(profile=profiled, crowd=crowd, schedule=arguments.schedule)
-    solved = solve(problem, solver=arguments.solver)
+    solved = solve(problem, solver=solver)
     if arguments.json:
         print_json({"event": "plan", "plan": solved.plan, "predicted": solved.predicted})
     else:

@@ -1,0 +1,166 @@
+"""The command line: answers, JSON with the same values, errors in one line with status 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from crowdmesh_jax.cli import COMMANDS, main
+from crowdmesh_jax.core import Crowd, PipelinePlan, from_json, from_plain, to_toml
+
+NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
+
+
+def _lines(capsys, *argv):
+    assert main(argv) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_help_teaches_by_example_and_loads_no_jax():
+    code = (
+        "import sys\nfrom crowdmesh_jax.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('heavy', {'jax', 'flax', 'optax', 'grpc', 'pulp', 'rich'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy set()" in out.stdout
+    for name in NAMES:
+        assert f"\n    {name} " in out.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_command_has_examples_and_json(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"crowdmesh {name}" in text
+    assert "--json" in text
+
+
+def test_models_lists_the_zoo_with_true_parameter_counts(capsys):
+    rows = {row["name"]: row for row in _lines(capsys, "models", "--json")}
+    assert rows["gpt2"]["parameters"] == 124_439_808
+    assert rows["lenet"]["layers"][0] == "conv0"
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert "124.4 M" in text
+    assert all(name in text for name in rows)
+
+
+def test_solvers_lists_solvers_and_backends(capsys):
+    (told,) = _lines(capsys, "solvers", "--json")
+    assert {"ilp", "even", "exhaustive"} <= set(told["solvers"])
+    assert "highs" in told["backends"]
+    assert main(["solvers"]) == 0
+    assert "backends of ilp: highs" in capsys.readouterr().out
+
+
+def test_plan_explains_and_its_json_is_the_same_plan(capsys, tmp_path):
+    crowd = tmp_path / "crowd.toml"
+    crowd.write_text(to_toml(Crowd.local((1.0, 0.25))))
+    output = tmp_path / "plan.json"
+    options = ["--model", "mlp", "--microbatches", "4", "--solver", "exhaustive"]
+    (told,) = _lines(capsys, "plan", str(crowd), *options, "--output", str(output), "--json")
+    plan = from_plain(PipelinePlan, told["plan"])
+    assert plan == from_json(PipelinePlan, output.read_text())
+    assert plan.microbatches == 4
+    assert told["predicted"]["step_s"] > 0
+    assert main(["plan", "--crowd", str(crowd), *options]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("step ")
+    assert all(device in text for device in plan.devices)
+
+
+def test_profile_shows_each_layer(capsys):
+    (told,) = _lines(capsys, "profile", "mlp", "--speeds", "1,0.5", "--json")
+    names = [layer["name"] for layer in told["layers"]]
+    assert names == ["dense0", "dense1", "dense2", "head"]
+    assert main(["profile", "mlp", "--speeds", "1,0.5"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "told"),
+    [
+        (["train", "nope"], "ModelError [CM-120]", "known: gpt2"),
+        (["plan", "--speeds", "1,fast"], "InvalidCrowdError [CM-110]", "got '1,fast'"),
+        (["plan", "--speeds", "1,-1"], "InvalidCrowdError [CM-110]", "device-1"),
+        (["plan", "none.toml"], "FormatError [CM-102]", "none.toml: cannot be read"),
+        (["plan", "a.toml", "--crowd", "b.toml"], "InvalidCrowdError [CM-110]", "two crowds"),
+        (["plan", "--crowd", "a.toml", "--speeds", "1"], "InvalidCrowdError", "give one"),
+        (["plan", "--batch-size", "30"], "JobError [CM-130]", "8 equal microbatches"),
+        (["plan", "--solver", "magic"], "UnknownSolverError [CM-202]", "exhaustive"),
+        (["profile", "mlp", "--learning-rate", "nan"], "JobError [CM-130]", "got nan"),
+        (["train", "lenet", "--data", "nowhere"], "DataError [CM-140]", "'digits'"),
+        (["train", "lenet", "--data", "no.npz"], "DataError [CM-140]", "'inputs' and 'targets'"),
+        (["train", "gpt2_test"], "DataError [CM-140]", "reads tokens"),
+        (["train", "gpt2_test", "--data", "digits"], "DataError [CM-140]", "reads tokens"),
+        (["train", "lenet", "--plan", "no.json"], "FormatError [CM-102]", "no.json"),
+        (["train", "lenet", "--steps", "0"], "JobError [CM-130]", "steps"),
+    ],
+)
+def test_errors_are_one_line_with_code_and_status_2(
+    capsys, monkeypatch, tmp_path, argv, kind, told
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    first = captured.err.splitlines()[0]
+    assert first.startswith(kind)
+    assert told in captured.err
+    assert "Traceback" not in captured.err
+    assert main([*argv, "--json"]) == 2
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["kind"] == kind.split()[0]
+    assert error["docs"] == f"docs/errors.md#{error['code'].lower()}"
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    from crowdmesh_jax.errors import ModelError
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError):
+        main(["train", "nope", "--debug"])
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["plan", "--schedule", "magic"]])
+def test_wrong_usage_ends_with_status_2(capsys, argv):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = "import sys; from crowdmesh_jax.cli import main; sys.exit(main(['models', '--json']))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    _, errors = child.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    assert child.returncode == 0
+
+
+def test_text_becomes_rows_whose_targets_are_the_next_characters(tmp_path):
+    from crowdmesh_jax.cli.inputs import find_model, read_data
+
+    text = tmp_path / "book.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 10)
+    source = read_data(str(text), find_model("gpt2_test"), 2, 0)
+    inputs, targets = source.batch(0)
+    assert inputs.shape == targets.shape == (2, 32)
+    np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
+    assert inputs.dtype == np.int32
+    text.write_bytes(bytes(range(256)) * 4)
+    from crowdmesh_jax.errors import DataError
+
+    with pytest.raises(DataError, match="256 different bytes; gpt2_test knows 65 tokens"):
+        read_data(str(text), find_model("gpt2_test"), 2, 0)
