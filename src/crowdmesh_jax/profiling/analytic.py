@@ -1,0 +1,171 @@
+"""Profiles of a job: per layer flops and bytes, from shapes alone, and who owns optimizer state.
+
+Knows models, jobs and crowds. Knows nothing of plans: a profile serves any cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ..core.crowd import Crowd
+from ..core.profile import LayerProfile, LayerSeconds, ModelProfile
+from ..export.chain import Carry, build_chain
+from ..model import TrainingJob
+from ..model.trees import count, key_text, size_bytes
+from .costs import Counter, LayerCosts
+from .measure import calibrate as measure_rate
+from .measure import measure_layers
+
+PyTree = Any
+
+
+def profile(
+    job: TrainingJob,
+    crowd: Crowd,
+    example_batch: tuple[PyTree, PyTree],
+    *,
+    calibrate: bool = False,
+    measure: bool = False,
+) -> ModelProfile:
+    """Per layer flops and bytes of one microbatch; by default nothing is compiled or run.
+
+    Seconds follow from flops and each device's `flops_per_s`, unless they are asked for:
+
+    Args:
+        example_batch: (inputs, targets) of one step; only shapes and dtypes count, but for
+            `measure`.
+        calibrate: Measure this machine's speed, and take it, times `speed`, for each device that
+            a launcher would start here (those without an address).
+        measure: Run each layer here instead and take its seconds, divided by `speed`, for these.
+
+    Raises:
+        ModelError, JobError: As `TrainingJob.check`.
+    """
+    inputs, targets = job.microbatch_specs(example_batch)
+    job.check(inputs, targets)
+    specs = job.model.specs(inputs)
+    carries = build_chain(job.model, inputs).carries
+    optimizer_bytes, globals_bytes = optimizer_sizes(job.optimizer, specs.params)
+    counter = Counter()
+    costs = [
+        counter.layer(layer, row, _leaves_active(before), _leaves_active(after))
+        for layer, row, before, after in zip(
+            job.model.layers, specs.layers, carries[:-1], carries[1:], strict=True
+        )
+    ]
+    layers = tuple(
+        LayerProfile(
+            name=row.name,
+            forward_flops=cost.forward_flops,
+            backward_flops=cost.backward_flops,
+            parameter_bytes=size_bytes(row.params),
+            optimizer_bytes=optimizer_bytes[row.name],
+            state_bytes=size_bytes(row.state),
+            output_bytes=_carry_bytes(after, active_only=False),
+            gradient_bytes=_carry_bytes(after, active_only=True),
+            residual_bytes=_residual_bytes(cost, row.y, following),
+            parameter_count=count(row.params),
+        )
+        for row, cost, after, following in zip(
+            specs.layers, costs, carries[1:], [*costs[1:], None], strict=True
+        )
+    )
+    made = ModelProfile(
+        layers=layers,
+        microbatches=job.microbatches,
+        microbatch_size=job.microbatch_size,
+        input_bytes=size_bytes(inputs),
+        target_bytes=size_bytes(targets),
+        globals_bytes=globals_bytes,
+        model_name=job.model.name,
+    )
+    local = {device.id: device.speed for device in crowd.devices if device.address is None}
+    if measure:
+        own = measure_layers(job, example_batch)
+        seconds = {device: _at_speed(own, speed) for device, speed in local.items()}
+        return dataclasses.replace(made, seconds=seconds, source="measured")
+    if calibrate:
+        own = _predicted(layers, measure_rate())
+        seconds = {device: _at_speed(own, speed) for device, speed in local.items()}
+        return dataclasses.replace(made, seconds=seconds)
+    return made
+
+
+def optimizer_sizes(optimizer: Any, params: Mapping[str, PyTree]) -> tuple[dict[str, int], int]:
+    """Bytes of optimizer state: ({layer: bytes}, bytes that no layer owns).
+
+    A leaf belongs to the layer whose parameter's path occurs in its own path.
+
+    Args:
+        params: {layer: tree of `jax.ShapeDtypeStruct`}.
+    """
+    owners = {
+        tuple(key_text(key) for key in keys): key_text(keys[0])
+        for keys, _ in jax.tree_util.tree_flatten_with_path(dict(params))[0]
+    }
+    lengths = sorted({len(path) for path in owners}, reverse=True)
+    sizes, shared = dict.fromkeys(params, 0), 0
+    state = jax.eval_shape(optimizer.init, dict(params))
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        path = tuple(key_text(key) for key in keys)
+        parts = (
+            path[start : start + length]
+            for length in lengths
+            for start in range(len(path) - length + 1)
+        )
+        owner = next((owners[part] for part in parts if part in owners), None)
+        if owner is None:
+            shared += size_bytes(leaf)
+        else:
+            sizes[owner] += size_bytes(leaf)
+    return sizes, shared
+
+
+def _leaves_active(carry: Carry) -> tuple[bool, ...]:
+    """Without the auxiliary loss, which is no leaf of the layer's own x or y."""
+    return carry.active[: len(carry.leaves)]
+
+
+def _carry_bytes(carry: Carry, *, active_only: bool) -> int:
+    role = "dy" if active_only else "y"
+    leaves = carry.specs(role, active_only=active_only)
+    return sum(size_bytes(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in leaves)
+
+
+def _residual_bytes(cost: LayerCosts, y: PyTree, following: LayerCosts | None) -> int:
+    """Own residuals, and the outputs that only the next layer's backward reads."""
+    if following is None:
+        return cost.own_residual_bytes
+    return cost.own_residual_bytes + sum(
+        size_bytes(leaf)
+        for leaf, kept, read in zip(
+            jax.tree.leaves(y), cost.kept_outputs, following.reads_input, strict=True
+        )
+        if read and not kept
+    )
+
+
+def _predicted(layers: Sequence[LayerProfile], flops_per_s: float) -> tuple[LayerSeconds, ...]:
+    return tuple(
+        LayerSeconds(
+            forward_s=layer.forward_flops / flops_per_s,
+            backward_s=layer.backward_flops / flops_per_s,
+            update_s=4.0 * layer.parameter_count / flops_per_s,
+        )
+        for layer in layers
+    )
+
+
+def _at_speed(rows: Sequence[LayerSeconds], speed: float) -> tuple[LayerSeconds, ...]:
+    return tuple(
+        LayerSeconds(
+            forward_s=row.forward_s / speed,
+            backward_s=row.backward_s / speed,
+            update_s=row.update_s / speed,
+        )
+        for row in rows
+    )
