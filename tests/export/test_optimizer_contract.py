@@ -220,6 +220,19 @@ def test_leaves_of_one_element_stay_home():
     assert not any(x.role in ("param", "opt", "grad") for x in reduce.inputs)
 
 
+def test_a_model_of_many_leaves_sends_its_scalars_in_packs():
+    """`jnp.array` packs more than a few dozen scalars in chunks, some of one layer only."""
+    names = [f"p{i}" for i in range(27)]
+    params = {layer: {n: jnp.ones(3) for n in names} for layer in ("a", "b", "c")}
+    specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    for optimizer in (optax.sgd(0.1), CLIPPED):
+        s = slice_optimizer(optax.apply_if_finite(optimizer, 2), specs)
+        flags = [x for x in s.cut_leaves if x.dtype == "bool"]
+        assert sum(int(np.prod(x.shape)) for x in flags) == 81
+        assert len(flags) < 81
+        assert all(leaf.shape == () for leaf in s.shared_leaves)
+
+
 # --- words --------------------------------------------------------------------------------------
 
 

@@ -224,7 +224,8 @@ def _trace(optimizer: optax.GradientTransformation, specs: dict[str, Any]) -> _T
         jax.eval_shape(key.unwrap, leaf)
         for key, (_, leaf) in zip(random_keys, state_paths, strict=True)
     ]
-    owners = [_owner(path, leaf.shape, params) for path, leaf in state_paths]
+    by_path = dict(params)
+    owners = [_owner(path, leaf.shape, by_path) for path, leaf in state_paths]
     names = _unique(_join(path) for path, _ in state_paths)
     state_leaves = [
         leaf_spec("opt" if owner else "global", owner or "", name, leaf)
@@ -321,7 +322,7 @@ def _check_sizes(state_leaves: Iterable[LeafSpec], graph: Graph) -> None:
             )
 
 
-def _owner(path: KeyPath, shape: tuple[int, ...], params: Sequence[Any]) -> str | None:
+def _owner(path: KeyPath, shape: tuple[int, ...], params: Mapping[KeyPath, Any]) -> str | None:
     """The layer whose parameter's path occurs in a state leaf's path and whose shape fits.
 
     At the end of the path any shape fits (factored moments, one norm per leaf). Further inside
@@ -329,15 +330,14 @@ def _owner(path: KeyPath, shape: tuple[int, ...], params: Sequence[Any]) -> str 
     `multi_transform` that is also a layer's name would claim its count.
     """
     best: tuple[bool, int, str] | None = None
-    for param_path, spec in params:
-        length = len(param_path)
-        for start in range(len(path) - length + 1):
-            if path[start : start + length] != param_path:
+    for start in range(len(path)):
+        for end in range(start + 1, len(path) + 1):
+            spec = params.get(path[start:end])
+            if spec is None:
                 continue
-            ends = start + length == len(path)
-            fits = len(shape) > 0 and set(shape) <= {1, *spec.shape}
-            if ends or fits:
-                best = max(best or (False, 0, ""), (ends, length, key_text(param_path[0])))
+            is_end = end == len(path)
+            if is_end or (len(shape) > 0 and set(shape) <= {1, *spec.shape}):
+                best = max(best or (False, 0, ""), (is_end, end - start, key_text(path[start])))
     return best[2] if best else None
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,10 @@ from ..errors import UnsupportedOptimizerError
 
 Value = int
 """The number of a value in a graph."""
+
+Source = Callable[[], str | None]
+"""Finds the user-level function that asked for an operation (`clip_by_global_norm`), if known.
+Looked up only for operations that mix layers: reading a traceback is slow."""
 
 Region = tuple[tuple[int, int], ...]
 """The branches an operation was written in: (number of the `cond`, branch), outermost first."""
@@ -46,6 +51,8 @@ class Label:
 
     kind: Kind
     layer: str | None = None
+    is_packed: bool = False
+    """Made of one layer's scalars alone: a short vector of them may be sent like each of them."""
 
 
 GLOBAL = Label(Kind.GLOBAL)
@@ -60,15 +67,14 @@ class Operation:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     primitive: str
-    source: str | None
-    """The user-level function that asked for it (`clip_by_global_norm`), where known."""
+    source: Source
     region: Region = ()
     choice: int | None = None
     """Set where this picks one output of a `cond`: inputs are the index, then a value per branch.
     The picks of one `cond` share the number."""
 
 
-Join = Callable[[Sequence[Label], Sequence[int], Sequence[int], str, str | None], Label]
+Join = Callable[[Sequence[Label], Sequence[int], Sequence[int], str, Source], Label]
 """(labels and sizes of inputs, sizes of outputs, primitive, source) -> label of the outputs."""
 
 
@@ -184,7 +190,7 @@ class _Flattener:
                 "pure; remove prints and callbacks from it."
             )
         avals = [v.aval for v in equation.outvars]
-        return self.emit(_evaluator(equation), operands, avals, name, source_of(equation))
+        return self.emit(_evaluator(equation), operands, avals, name, partial(source_of, equation))
 
     def mixes(self, equation: Any, operands: list[Value]) -> bool:
         """Whether some outputs of a `cond` need owners that others do not."""
@@ -207,7 +213,7 @@ class _Flattener:
             self.region = (*outer, (number, i))
             results.append(self.closed(branch, rest))
         self.region = outer
-        source = source_of(equation)
+        source = partial(source_of, equation)
         chosen: list[Value] = []
         for var, cases in zip(equation.outvars, zip(*results, strict=True), strict=True):
             if len(set(cases)) == 1:
@@ -222,7 +228,7 @@ class _Flattener:
         operands: list[Value],
         avals: list[Any],
         primitive: str,
-        source: str | None,
+        source: Source,
         choice: int | None = None,
     ) -> list[Value]:
         graph = self.graph

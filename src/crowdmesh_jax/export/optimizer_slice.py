@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UnsupportedOptimizerError
-from .optimizer_graph import GLOBAL, REDUCED, Graph, Kind, Label, Operation, Value
+from .optimizer_graph import GLOBAL, REDUCED, Graph, Kind, Label, Operation, Source, Value
 
+PACKED_ELEMENTS = 1024
+"""Longest vector of scalars that counts as scalars: `jnp.array` of many packs them in chunks."""
 REMEDY = (
     "Use transforms that work leaf by leaf, or that mix layers through one scalar per leaf once "
     "per step (clip_by_global_norm, apply_if_finite)."
@@ -26,7 +28,7 @@ def join(
     sizes: Sequence[int],
     out_sizes: Sequence[int],
     primitive: str,
-    source: str | None,
+    source: Source,
 ) -> Label:
     """The label of what an operation makes of values with `labels` and `sizes` (elements).
 
@@ -40,15 +42,19 @@ def join(
     kinds = {label.kind for label in labels}
     if not layers:
         return REDUCED if Kind.REDUCED in kinds else GLOBAL
-    scalars = all(n == 1 for label, n in zip(labels, sizes, strict=True) if label.layer)
+    scalars = all(
+        n == 1 or (label.is_packed and n <= PACKED_ELEMENTS)
+        for label, n in zip(labels, sizes, strict=True)
+        if label.layer
+    )
     if len(layers) == 1:
         layer = next(iter(layers))
         if kinds <= {Kind.GLOBAL, Kind.LOCAL}:
-            return Label(Kind.LOCAL, layer)
-        if Kind.FINAL in kinds or not scalars or any(n != 1 for n in out_sizes):
+            return Label(Kind.LOCAL, layer, is_packed=scalars)
+        if Kind.FINAL in kinds or not scalars or max(out_sizes) > PACKED_ELEMENTS:
             return Label(Kind.FINAL, layer)
         return REDUCED
-    where = f"{primitive!r}" + (f" in {source}" if source else "")
+    where = f"{primitive!r}" + (f" in {name}" if (name := source()) else "")
     if not scalars:
         raise UnsupportedOptimizerError(
             f"the optimizer cannot be cut by layer: operation {where} mixes arrays of layers "
@@ -74,7 +80,7 @@ class Placement:
     """What crosses between layers in one step."""
 
     cut: tuple[Value, ...]
-    """Scalars of single layers that `reduce` reads, in layer order."""
+    """Scalars of single layers, or short vectors of them, that `reduce` reads, in layer order."""
     shared: tuple[Value, ...]
     """What `update` cannot make from its own leaves and globals."""
     mixers: tuple[str, ...]
@@ -110,7 +116,7 @@ def place(
     rank = {layer: i for i, layer in enumerate(layers)}
     cut = sorted(filter(is_local, ends), key=lambda v: (rank[graph.labels[v].layer or ""], v))
     mixers = dict.fromkeys(
-        op.source or op.primitive for op in operations if any(map(is_local, op.inputs))
+        op.source() or op.primitive for op in operations if any(map(is_local, op.inputs))
     )
     return Placement(cut=tuple(cut), shared=tuple(shared), mixers=tuple(mixers))
 
