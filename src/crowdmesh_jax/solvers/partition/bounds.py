@@ -1,9 +1,9 @@
 """Lower bounds on R_0 for a given period, by dynamic programming over device sets.
 
-With longer windows forgotten (a period `T` then only forbids segments and links slower than `T`),
-the cheapest chain through each segment and link follows exactly from tables over (device set, cut,
-device). Links are often cheap beside compute; then these bounds are nearly the truth, and hardly
-anything is left to a program. They also yield chains that are good starts.
+A period `T` forbids segments and links slower than `T`, and windows from either end of the chain
+that take more than their share of periods. With windows in the middle forgotten, the cheapest chain
+through each segment and link follows from tables over (device set, cut, device). These bounds are
+nearly the truth where links are cheap beside compute; hardly anything is left to a program then. They also yield chains that are good starts.
 
 It knows tables, no programs. Work grows as 2^D D L^2; for more than `MOST_DEVICES` devices the
 sets are dropped (a device may then return), which weakens the bounds and keeps them valid.
@@ -81,7 +81,7 @@ def _members(mask: int, count: int) -> Iterator[int]:
 def _over_sets(
     costs: Costs, period_s: float, compute: np.ndarray, by_depth: np.ndarray, link: np.ndarray
 ) -> Bounds:
-    tables = costs.tables
+    tables, limit_s = costs.tables, period_s * (1 + 1e-9)
     count, layers = len(tables.devices), tables.num_layers
     full, most = 1 << count, tables.max_stages
     # start[B][i][e]: layers i.. on exactly the set B, the first of them on e.
@@ -103,6 +103,11 @@ def _over_sets(
             start[mask, :, device] = (seconds + after[rest, :, device][None, :]).min(axis=1)
             seconds = compute[device]
             stop[mask, :, device] = (seconds + before[rest, :, device][:, None]).min(axis=0)
+        if tables.schedule != "gpipe":
+            # The window of all stages so far: dearer than its share of periods, it is too slow.
+            share = size if tables.schedule == "1f1b" else 2 * size - 1
+            for seconds in (start[mask], stop[mask]):
+                seconds[seconds > share * limit_s] = np.inf
         after[mask] = (link.transpose(2, 0, 1) + start[mask][:, None, :]).min(axis=2)
         before[mask] = (link.transpose(2, 1, 0) + stop[mask][:, None, :]).min(axis=2)
 

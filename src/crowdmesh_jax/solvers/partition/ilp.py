@@ -154,7 +154,7 @@ class _Attempt:
             costs = Costs(tables)
             bands = self._bands(costs)
             lower_s = min((self._lower_s(band) for band in bands), default=math.inf)
-            if lower_s > self.cap_s:
+            if not bands or lower_s > self.cap_s:
                 return True, self.best_s
             segments, links = surviving(costs, [(band[0], band[2]) for band in bands], self.cap_s)
             period_s = (min(band[0] for band in bands), max(band[1] for band in bands))

@@ -1,8 +1,8 @@
 """The partition problem as a mixed-integer program.
 
 Variables: `z[d,i,j]`, device `d` runs layers `i .. j-1`; `w[d,e,j]`, it hands over to `e` at
-cut `j`; `T`, the steady period. Flow conservation at each (device, cut) makes a path, each device is used at
-most once and may be left out. `T` is held to the window condition in its recursive form
+cut `j`; `T`, the steady period. Flow conservation at each (device, cut) makes a path, each device
+is used at most once and may be left out. `T` is held to the window condition in its recursive form
 
     E_s >= C_s - T,    E_s >= C_s - T + 2 c_s + E_{s+1},    E_s <= 0
 

@@ -74,7 +74,7 @@ class Tables:
 
     Args:
         ignore_memory, ignore_links, ignore_rules: Relaxations, by which an infeasible problem is
-            explained: every device holds anything, every pair is linked, no pins and bans.
+            explained: every device holds anything, every pair is linked, no pins, bans or counts.
     """
 
     def __init__(
@@ -89,18 +89,19 @@ class Tables:
         self.num_layers = problem.num_layers
         self.microbatches = problem.microbatches
         self.schedule = problem.schedule
+        count = len(problem.crowd.devices)
+        self.min_stages, most, required = 1, count, ()
         if ignore_rules:
             self.devices = tuple(sorted(device.id for device in problem.crowd.devices))
         else:
             self.devices = tuple(sorted(problem.allowed_devices))
+            self.min_stages, required = problem.min_stages, problem.requires
+            most = count if problem.max_stages is None else problem.max_stages
+            if not set(required) <= set(self.devices):
+                most = 0  # no chain has a stage on each of them
+        self.max_stages = min(len(self.devices), self.num_layers, most)
         self.required = frozenset(
-            self.devices.index(device) for device in problem.requires if device in self.devices
-        )
-        self.min_stages = problem.min_stages
-        self.max_stages = min(
-            len(self.devices),
-            self.num_layers,
-            problem.max_stages if problem.max_stages is not None else len(self.devices),
+            self.devices.index(device) for device in required if device in self.devices
         )
         self._ignore_memory = ignore_memory
         self._ignore_links = ignore_links
