@@ -137,14 +137,16 @@ class Outgoing:
     leaves: tuple[Leaf, ...]
     size_bytes: int
 
-    def parts(self) -> list[Buffer]:
+    def parts(self, fetched: Sequence[np.ndarray] | None = None) -> list[Buffer]:
         """The frame's bytes as a list of buffers; C-ordered numpy arrays are not copied.
 
-        Blocks until jax arrays are computed.
+        Args:
+            fetched: The arrays as numpy; without them it blocks until jax arrays are computed.
         """
         parts: list[Buffer] = [self.head]
         at = len(self.head)
-        for leaf, array in zip(self.leaves, self.arrays, strict=True):
+        arrays = self.arrays if fetched is None else fetched
+        for leaf, array in zip(self.leaves, arrays, strict=True):
             if leaf.offset > at:
                 parts.append(bytes(leaf.offset - at))
             if leaf.size_bytes:
@@ -349,6 +351,11 @@ class _NotPlainError(Exception):
 
 
 def _plain(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind is str and value.isascii():  # the two usual cases first: this runs for every frame
+        return value
+    if kind is int and -_INT_LIMIT < value < _INT_LIMIT:
+        return value
     if isinstance(value, str):
         if not value.isascii():
             try:
@@ -380,7 +387,9 @@ def _plain(value: Any, depth: int) -> Any:
             for key, item in value.items():
                 if not isinstance(key, str):
                     raise _NotPlainError(f"keys must be strings, got {key!r:.80}")
-                plain[_plain(key, depth)] = _plain(item, depth + 1)
+                plain[key if type(key) is str and key.isascii() else _plain(key, depth)] = _plain(
+                    item, depth + 1
+                )
             return plain
     except _NotPlainError as exc:
         exc.path.append(key)

@@ -8,7 +8,6 @@ goodbye: nothing follows on that lane. It knows no sockets, addresses or identit
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections import deque
@@ -223,7 +222,7 @@ class PeerLink:
         try:
             while (outgoing := await lane_queue.get()) is not None:
                 arrays = await self._fetcher.fetch(outgoing.arrays)
-                parts = dataclasses.replace(outgoing, arrays=arrays).parts()
+                parts = outgoing.parts(arrays)
                 if lane is Lane.BULK:
                     for chunk in chunks(parts, self._chunk_bytes):
                         await self._gate.bulk_turn(len(chunk))
