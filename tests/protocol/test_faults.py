@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crowdmesh_jax import errors
-from crowdmesh_jax.core.schedule import OpKind
+from crowdmesh_jax.core.schedule import Op, OpKind
 from crowdmesh_jax.core.timeline import StageTimes
 from crowdmesh_jax.protocol import Fault, Mark, Parts, Verdict, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
+from crowdmesh_jax.protocol.coordinator_state import heartbeat_deadline_s
 
 from .test_run import make_plan, plans
 from .virtual import HUB, Member, World
@@ -367,6 +369,7 @@ def test_an_install_that_contradicts_itself_is_refused_with_an_error():
         replace(good, base=-1),
         replace(good, ops=good.ops[:-1]),
         replace(good, ops=good.ops[::-1]),
+        replace(good, ops=(Op(OpKind.BACKWARD, 0), *(op for op in good.ops if str(op) != "B0"))),
     ):
         fresh = member.MemberState(device="d1", coordinator=HUB)
         state, actions = member.handle(fresh, me.MessageReceived(sender=HUB, message=bad), 0.0)
@@ -409,3 +412,85 @@ def test_the_coordinator_refuses_strangers_and_tells_the_stale():
     assert world.hub.state.committed == committed
     world.run()
     assert world.hub.completed == 9
+
+
+def test_a_step_is_done_once_whoever_says_it_again():
+    world, _ = running()
+    before = world.hub.state
+    done = messages.Done(run="r1", epoch=1, step=1, verdict=Verdict())
+    world.hub.on(me.MessageReceived(sender="d0", message=done))
+    assert world.hub.state.committed == before.committed
+    assert world.hub.state.shown == before.shown
+    world.run()
+    assert [news.step for news in world.hub.shown] == list(range(9))
+
+
+def test_heartbeats_come_at_their_interval_and_say_whom_a_member_waits_for():
+    times = [StageTimes(forward_s=1.0, backward_s=2.0)] * 3
+    world = World(make_plan(3, 4, "1f1b"), steps=9, stages=times, heartbeat_s=1.0)
+    beats = []
+
+    def watch(world, device, event, actions):
+        for action in actions:
+            if isinstance(getattr(action, "message", None), messages.Heartbeat):
+                beats.append((device, world.now_s, action.message))
+
+    world.watch = watch
+    at_step(world, 2)
+    for device in world.plan.devices:
+        at_s = [now_s for who, now_s, _ in beats if who == device]
+        gaps = [later - sooner for sooner, later in itertools.pairwise(at_s)]
+        assert set(gaps) == {1.0}
+    waits = {(d, beat.waiting.device, beat.waiting.what) for d, _, beat in beats if beat.waiting}
+    assert ("d2", "d1", "Forward 0 of step 0") in waits
+    assert ("d0", "d1", "Backward 0 of step 0") in waits
+    assert any(what.startswith("Commit of step") for _, _, what in waits)
+    assert any(beat.waiting is None for _, _, beat in beats)
+
+
+def test_a_checkpoint_that_takes_too_long_is_said_to_be_the_disks_fault():
+    world = World(make_plan(2, 2, "1f1b"), steps=2, seed=1, deadlines=QUICK)
+    hub_on = world.hub.on
+    world.hub.on = lambda event, *arrays: (
+        None if isinstance(event, ce.CheckpointWritten) else hub_on(event, *arrays)
+    )
+    world.run()
+    assert world.hub.fault.kind == "RecordError"
+    assert "writing the checkpoint of version 2 took too long: waited 9." in world.hub.fault.text
+
+
+def test_a_member_lost_after_its_part_of_the_result_came_does_not_spoil_it():
+    times = [StageTimes(forward_s=0.1, backward_s=0.2)] * 2
+    world = World(make_plan(2, 2, "1f1b"), steps=2, stages=times)
+    world.run(until=lambda: len(world.hub.state.shards) == 1)
+    (shard,) = world.hub.state.shards
+    assert world.hub.state.phase.value == "finishing"
+    device = world.plan.devices[shard.stage]
+    world.hub.on(ce.MemberLost(device=device, reason="gone home early"))
+    world.run()
+    assert world.hub.completed == 2
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_the_deadline_of_a_step_is_learned_from_those_before(slow):
+    """8 x p99 of steps of some 24 s outlasts a hang of 60 s; 8 x 0.24 s (floor 6 s) does not."""
+    unit_s = 1.0 if slow else 0.01
+    times = [StageTimes(forward_s=unit_s, backward_s=2 * unit_s)] * 3
+    limits = replace(QUICK, heartbeat_floor_s=1000)
+    world = World(make_plan(3, 6, "1f1b"), steps=6, stages=times, deadlines=limits)
+    at_step(world, 3)
+    world.members["d2"].free_s = world.now_s + 60
+    world.run()
+    assert (world.hub.fault is None) == slow
+
+
+def test_the_deadline_of_silence_is_learned_from_usual_gaps():
+    times = [StageTimes(forward_s=0.5, backward_s=0.5)] * 2
+    world = World(
+        make_plan(2, 2, "1f1b"), steps=99, stages=times, deadlines=QUICK, heartbeat_s=60.0
+    )
+    info = next(iter(at_step(world, 5).hub.state.members.values()))
+    assert info.gaps
+    usual_s = max(info.gaps)
+    assert heartbeat_deadline_s(world.hub.state, info) == pytest.approx(max(3, 8 * usual_s))
+    assert 8 * usual_s > 3

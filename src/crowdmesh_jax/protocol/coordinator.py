@@ -332,32 +332,49 @@ def _on_stage_state(turn: _Turn, sender: str, message: msg.StageState) -> None:
         or (message.is_final and message.version != state.started.steps)
     ):
         raise ProtocolError(f"{sender} sent a state that is not its own or not awaited: {message}")
-    shard = Shard(version=message.version, stage=stage)
-    if shard in state.shards:
+    if _has_shard(state, message.version, stage):
         return
+    shard = Shard(version=message.version, stage=stage, is_final=message.is_final)
     turn.set(shards=(*state.shards, shard))
     slot = Slot(kind="state", step=message.version, layer=message.first_layer)
     turn.do(ev.Keep(slots=(slot,)))
-    here = {shard.stage for shard in turn.state.shards if shard.version == message.version}
-    if len(here) == len(state.devices):
-        turn.do(ev.WriteCheckpoint(version=message.version, is_final=message.is_final))
     wait = state.wait
-    if wait is not None and state.phase is not Phase.RUNNING:
+    if wait is not None and _is_closing(state) and message.version == state.committed:
+        here = {shard.stage for shard in turn.state.shards if shard.version == message.version}
         missing = tuple(device for i, device in enumerate(state.devices) if i not in here)
         turn.set(wait=replace(wait, devices=missing or (state.device,)))
+    _write_next(turn)
+
+
+def _write_next(turn: _Turn) -> None:
+    """One checkpoint at a time, oldest first: what is durable never goes back (I7)."""
+    state = turn.state
+    if state.writing is not None:
+        return
+    for version in sorted({shard.version for shard in state.shards}):
+        here = [shard for shard in state.shards if shard.version == version]
+        if len(here) == len(state.devices):
+            turn.set(writing=version)
+            is_final = all(shard.is_final for shard in here)
+            turn.do(ev.WriteCheckpoint(version=version, is_final=is_final))
+            return
 
 
 def _on_checkpoint_written(turn: _Turn, event: ev.CheckpointWritten) -> None:
     state = turn.state
     if state.is_over:
         return
+    if event.version != state.writing:
+        raise ProtocolError(f"the body wrote version {event.version}, asked: {state.writing}")
     turn.journal(records.Wave(epoch=state.epoch, version=event.version))
     turn.set(
         checkpoint=event.version,
         wave_open=False,
+        writing=None,
         shards=tuple(shard for shard in state.shards if shard.version > event.version),
     )
     turn.do(ev.Announce(news=ev.CheckpointKept(version=event.version)))
+    _write_next(turn)
     if state.phase is Phase.RUNNING:
         _ask_snapshot_when_due(turn)
     _end_when_safe(turn)
@@ -424,10 +441,13 @@ def _on_member_lost(turn: _Turn, event: ev.MemberLost) -> None:
     if state.phase is Phase.GATHERING and event.device not in state.members:
         return  # not yet here: it has until the deadline
     stage = state.started.plan.stage_of(event.device)
-    closing = state.phase in (Phase.FINISHING, Phase.STOPPING)
-    if closing and _has_shard(state, state.committed, stage):
+    if _is_closing(state) and _has_shard(state, state.committed, stage):
         return  # its part of the last wave is here
     _halt_lost(turn, event.device, event.reason)
+
+
+def _is_closing(state: CoordinatorState) -> bool:
+    return state.phase in (Phase.FINISHING, Phase.STOPPING)
 
 
 def _has_shard(state: CoordinatorState, version: int, stage: int | None) -> bool:
@@ -467,7 +487,7 @@ def _on_interrupt(turn: _Turn, event: ev.Interrupt) -> None:
         turn.set(ending=fault)
         marks = (Mark.SNAPSHOT, Mark.STOP)
         turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=marks))
-    elif first and state.phase in (Phase.FINISHING, Phase.STOPPING):
+    elif first and _is_closing(state):
         return  # the end is near, and worth having
     else:
         where = describe_progress(state) if state.start else "nothing was begun"
@@ -512,7 +532,7 @@ def _check_heartbeats(turn: _Turn) -> None:
         member = state.members.get(device)
         if state.is_over or member is None:
             continue
-        if state.phase is not Phase.RUNNING and _has_shard(state, state.committed, index):
+        if _is_closing(state) and _has_shard(state, state.committed, index):
             continue  # its part of the last wave is here
         silent_s = turn.now_s - member.heard_s
         deadline_s = heartbeat_deadline_s(state, member)

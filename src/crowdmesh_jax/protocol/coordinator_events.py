@@ -154,8 +154,8 @@ class Journal:
 class WriteCheckpoint:
     """Write the kept shards (slots "state" of `version`, one per stage) as one checkpoint.
 
-    Temporary name, fsync, rename, fsync of the folder; then the slots are free. `is_final`: these
-    arrays are also the run's result.
+    Never two at a time. Temporary name, fsync, rename, fsync of the folder; then the slots are
+    free. `is_final`: these arrays are also the run's result.
     """
 
     version: int

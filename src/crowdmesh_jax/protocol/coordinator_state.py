@@ -74,6 +74,7 @@ class Shard:
 
     version: int
     stage: int
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,8 @@ class CoordinatorState:
     """When the last step was Done."""
     step_times: tuple[float, ...] = ()
     shards: tuple[Shard, ...] = ()
+    writing: int | None = None
+    """Version whose checkpoint is being written; one at a time."""
     wave_open: bool = False
     """A snapshot was asked for and its checkpoint is not yet written."""
     wave_version: int = 0
