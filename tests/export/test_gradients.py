@@ -126,7 +126,11 @@ def microbatches(case: Case, step: int) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("bf16", "lstm")  # long to compile
+PARAMETERS = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_stages_make_the_gradients_of_the_whole_model(name):
     case = CASES[name]()
     layers = len(case.job.model.layers)
