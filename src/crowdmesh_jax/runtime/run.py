@@ -31,6 +31,8 @@ from .crew import COORDINATOR, Crew
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.2
+CLOSE_S = 3.0
+"""For the last messages to members; who does not take them meets the next run's Install."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ class Run:
             slot = Slot(kind="install", step=start.base, layer=stage.first_layer)
             self._slots[slot] = install.arrays
         self._extras = {index: install.extra for index, install in enumerate(installs)}
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
         self._result: asyncio.Future[dict[Key, np.ndarray]] | None = None
         self._final: dict[Key, np.ndarray] = {}
 
@@ -106,21 +109,33 @@ class Run:
         """
         self._result = asyncio.get_running_loop().create_future()
         with self._crew.listen(self._take):
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                self._put(self._start)
-                for device in self._start.plan.devices:
-                    hello = self._crew.hellos[device]
-                    self._put(ev.MessageReceived(sender=device, message=hello))
-                helpers = [
-                    tasks.create_task(self._tick(), name="tick"),
-                    tasks.create_task(self._handle_events(), name="events"),
-                ]
-                try:
-                    return await self._result
-                finally:
-                    for helper in helpers:
-                        helper.cancel()
+            self._put(self._start)
+            for device in self._start.plan.devices:
+                hello = self._crew.hellos[device]
+                self._put(ev.MessageReceived(sender=device, message=hello))
+            helpers = [
+                asyncio.create_task(self._tick(), name="tick"),
+                asyncio.create_task(self._handle_events(), name="events"),
+            ]
+            try:
+                # The one wait without a deadline of its own: the machine has one for each phase.
+                await asyncio.wait([self._result, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await self._close(helpers)
+        for helper in helpers:
+            if helper.done() and not helper.cancelled():
+                helper.result()  # our own bug: raise it rather than wait for ever
+        return self._result.result()
+
+    async def _close(self, helpers: list[asyncio.Task[None]]) -> None:
+        """Lets the last messages out (Release, Halt), then ends all tasks."""
+        self._is_closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        left = [*helpers, *self._tasks]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def interrupt(self) -> None:
         """The user wants to stop."""
@@ -132,6 +147,8 @@ class Run:
         self._events.put_nowait((event, envelope))
 
     def _take(self, item: Received | PeerGone) -> None:
+        if self._is_closing:
+            return
         if isinstance(item, PeerGone):
             lost = ev.MemberLost(device=machine.DeviceId(item.peer), reason=item.reason)
             self._put(lost)
@@ -223,8 +240,9 @@ class Run:
             logger.warning("could not send to %s: %s", to, exc)
 
     def _spawn(self, work: Any, name: str) -> None:
-        assert self._tasks is not None
-        self._tasks.create_task(self._guarded(work, name), name=name)
+        task = asyncio.create_task(self._guarded(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _guarded(self, work: Any, name: str) -> None:
         try:

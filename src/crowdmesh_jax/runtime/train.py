@@ -304,7 +304,7 @@ class _Session:
             try:
                 news = self._news.get()
                 if news is ended:
-                    return _unwrapped(future)
+                    return future.result()
                 self._show(news)
             except KeyboardInterrupt:
                 logger.warning("stopping after this step; Ctrl-C again stops now")
@@ -352,14 +352,6 @@ class _Session:
                 step=news.step, steps=self.steps, loss=loss, step_s=news.step_s, metrics=values
             )
         )
-
-
-def _unwrapped(future: Future[Any]) -> Any:
-    try:
-        return future.result()
-    except BaseExceptionGroup as group:
-        # A task group wraps the one error that ended the run.
-        raise group.exceptions[0] from None
 
 
 def _jsonable(value: float) -> float | str:
