@@ -64,7 +64,8 @@ class _Part:
             node = tree
             for key in path:
                 node = node[key]
-            leaves.append(node)
+            # nnx writes into a numpy array in place: BatchNorm would change the caller's state.
+            leaves.append(jnp.asarray(node))
         return jax.tree.unflatten(self.structure, leaves)
 
     def fresh_keys(self, key: Any) -> Any:
@@ -138,8 +139,11 @@ def from_nnx(item: Any, name: str) -> Layer:
         definition, own, rng, rest = modes[train]
         module = nnx.merge(definition, own.state(params), rng.fresh_keys(key), rest.state(state))
         extra = {f: MODE_FLAGS[f] if train else not MODE_FLAGS[f] for f in flags}
-        y = module(x, **extra)
-        sown = nnx.pop(module, nnx.Intermediate)
+        if hasattr(nnx, "capture"):
+            y, sown = nnx.capture(module, nnx.Intermediate)(x, **extra)
+        else:  # flax 0.12.0: sown values stay in the module
+            y = module(x, **extra)
+            sown = nnx.pop(module, nnx.Intermediate)
         if not train:
             return y, state, None
         after = split(module)[3]
