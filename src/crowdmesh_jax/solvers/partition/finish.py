@@ -71,8 +71,9 @@ def finish(
         InvalidPlanError: The winner breaks the problem: a bug of the solver.
     """
     problem = tables.problem
-    settled = chains if keep_order else [lower_ids(tables, chain) for chain in chains]
-    distinct = {tables.rank(chain): chain for chain in settled}
+    # Swaps keep the closed form but may change the timeline, so both stay in the running.
+    swapped = [] if keep_order else [lower_ids(tables, chain) for chain in chains]
+    distinct = {tables.rank(chain): chain for chain in [*chains, *swapped]}
     ranked = sorted(distinct.values(), key=lambda c: (tables.cost_s(c), tables.rank(c)))
     winner = ranked[0]
     # Nearly equal costs are equal: the lower device ids win.

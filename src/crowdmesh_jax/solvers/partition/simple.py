@@ -150,6 +150,7 @@ class ExhaustiveSolver:
             solver="exhaustive",
             started_s=started_s,
             polish=False,
+            keep_order=True,
         )
 
 
