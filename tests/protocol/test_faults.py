@@ -414,17 +414,6 @@ def test_the_coordinator_refuses_strangers_and_tells_the_stale():
     assert world.hub.completed == 9
 
 
-def test_a_step_is_done_once_whoever_says_it_again():
-    world, _ = running()
-    before = world.hub.state
-    done = messages.Done(run="r1", epoch=1, step=1, verdict=Verdict())
-    world.hub.on(me.MessageReceived(sender="d0", message=done))
-    assert world.hub.state.committed == before.committed
-    assert world.hub.state.shown == before.shown
-    world.run()
-    assert [news.step for news in world.hub.shown] == list(range(9))
-
-
 def test_heartbeats_come_at_their_interval_and_say_whom_a_member_waits_for():
     times = [StageTimes(forward_s=1.0, backward_s=2.0)] * 3
     world = World(make_plan(3, 4, "1f1b"), steps=9, stages=times, heartbeat_s=1.0)
