@@ -63,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = build_parser().parse_args(argv)
+    # An agent computes on one core; what is measured here must be of one, too. Read when JAX loads.
+    os.environ.setdefault("NPROC", "1")
     if arguments.debug:
         import logging
 

@@ -10,6 +10,9 @@ from typing import Any
 from ..core import values
 from ..errors import CrowdMeshError
 
+FILE_WIDTH = 160
+"""Of tables that go into a file or a pipe, where no window sets it."""
+
 
 def print_json(value: Any) -> None:
     """One line of JSON; dataclasses become objects."""
@@ -35,11 +38,17 @@ def print_table(
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left")
+    for index, name in enumerate(columns):
+        is_right = name in right
+        table.add_column(
+            name, justify="right" if is_right else "left", no_wrap=is_right or index == 0
+        )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=FILE_WIDTH)
+    console.print(table)
 
 
 def format_seconds(seconds: float) -> str:

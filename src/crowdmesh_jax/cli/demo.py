@@ -34,7 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     add_run_arguments(parser)
     parser.set_defaults(
-        batch_size=64, microbatches=8, learning_rate=2e-3, solver="ilp", schedule="1f1b"
+        batch_size=64,
+        microbatches=8,
+        learning_rate=2e-3,
+        solver="ilp",
+        schedule="1f1b",
+        crowd=None,
+        use_all=True,
+        measure=True,
     )
 
 

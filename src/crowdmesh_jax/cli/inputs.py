@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import Crowd
+from ..core import Crowd, ModelProfile
 from ..data import ArraySource, digits
 from ..errors import DataError, InvalidCrowdError, JobError, ModelError
 
 if TYPE_CHECKING:
     from ..model import TrainingJob
     from ..model.zoo import Entry
+    from ..solvers import PartitionProblem
 
 DEFAULT_SPEEDS = "1,0.5,0.5,0.25"
 
@@ -66,6 +67,50 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plan")
     group.add_argument("--solver", default="ilp", metavar="NAME", help="see `crowdmesh solvers`")
     group.add_argument("--schedule", default="1f1b", choices=("gpipe", "1f1b", "eager"))
+    group.add_argument(
+        "--use-all", action="store_true", help="leave no device out, even where that is slower"
+    )
+
+
+def add_measure_argument(parser: argparse.ArgumentParser) -> None:
+    """`--measure`."""
+    parser.add_argument(
+        "--measure", action="store_true", help="run each layer here instead of counting its flops"
+    )
+
+
+def profile_of(
+    arguments: argparse.Namespace, job: TrainingJob, crowd: Crowd, batch: tuple[Any, Any]
+) -> ModelProfile:
+    """The job's profile, as exact as the options ask for.
+
+    Emulated devices run on this machine, so its speed is measured for them; what a crowd file says
+    of its devices is taken as it is.
+    """
+    from ..profiling import profile
+
+    emulated = arguments.crowd is None
+    return profile(
+        job,
+        crowd,
+        batch,
+        measure=arguments.measure,
+        calibrate=emulated and not arguments.measure,
+    )
+
+
+def problem_of(
+    arguments: argparse.Namespace, profile: ModelProfile, crowd: Crowd
+) -> PartitionProblem:
+    """The partition problem of the options."""
+    from ..solvers import PartitionProblem
+
+    return PartitionProblem(
+        profile=profile,
+        crowd=crowd,
+        schedule=arguments.schedule,
+        requires=[device.id for device in crowd.devices] if arguments.use_all else (),
+    )
 
 
 def read_crowd(arguments: argparse.Namespace) -> Crowd:

@@ -11,10 +11,13 @@ from .console import print_json
 from .inputs import (
     add_crowd_arguments,
     add_job_arguments,
+    add_measure_argument,
     add_plan_arguments,
     example_batch,
     find_model,
     make_job,
+    problem_of,
+    profile_of,
     read_crowd,
 )
 
@@ -35,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the plan as JSON")
     add_crowd_arguments(parser)
     add_job_arguments(parser)
+    add_measure_argument(parser)
     add_plan_arguments(parser)
 
 
@@ -47,12 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
-    from ..profiling import profile
-    from ..solvers import PartitionProblem, make_solver, solve
+    from ..solvers import make_solver, solve
 
     solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
-    profiled = profile(job, crowd, example_batch(entry, arguments.batch_size))
-    problem = PartitionProblem(profile=profiled, crowd=crowd, schedule=arguments.schedule)
+    profiled = profile_of(arguments, job, crowd, example_batch(entry, arguments.batch_size))
+    problem = problem_of(arguments, profiled, crowd)
     result = solve(problem, solver=solver)
     if arguments.output:
         from ..record import write_atomic

@@ -8,9 +8,11 @@ from .console import format_count, format_seconds, print_json, print_table
 from .inputs import (
     add_crowd_arguments,
     add_job_arguments,
+    add_measure_argument,
     example_batch,
     find_model,
     make_job,
+    profile_of,
     read_crowd,
 )
 
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="lenet", help="see `crowdmesh models`")
     add_crowd_arguments(parser)
     add_job_arguments(parser)
+    add_measure_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,9 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
-    from ..profiling import profile
-
-    profiled = profile(job, crowd, example_batch(entry, arguments.batch_size))
+    profiled = profile_of(arguments, job, crowd, example_batch(entry, arguments.batch_size))
     if arguments.json:
         print_json(profiled)
         return

@@ -15,10 +15,13 @@ from .console import format_seconds, print_json
 from .inputs import (
     add_crowd_arguments,
     add_job_arguments,
+    add_measure_argument,
     add_plan_arguments,
     example_batch,
     find_model,
     make_job,
+    problem_of,
+    profile_of,
     read_crowd,
     read_data,
 )
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_crowd_arguments(parser)
     add_job_arguments(parser)
     add_plan_arguments(parser)
+    add_measure_argument(parser)
     parser.add_argument("--plan", metavar="FILE", help="use this plan instead of solving for one")
 
 
@@ -111,12 +115,11 @@ def run_training(
 def _solve(
     arguments: argparse.Namespace, job: TrainingJob, crowd: Crowd, example: tuple[Any, Any]
 ) -> PipelinePlan:
-    from ..profiling import profile
-    from ..solvers import PartitionProblem, make_solver, solve
+    from ..solvers import make_solver, solve
 
     solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
-    profiled = profile(job, crowd, example)
-    problem = PartitionProblem(profile=profiled, crowd=crowd, schedule=arguments.schedule)
+    profiled = profile_of(arguments, job, crowd, example)
+    problem = problem_of(arguments, profiled, crowd)
     solved = solve(problem, solver=solver)
     if arguments.json:
         print_json({"event": "plan", "plan": solved.plan, "predicted": solved.predicted})
