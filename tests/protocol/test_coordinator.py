@@ -14,6 +14,7 @@ from .test_run import make_plan
 from .virtual import HUB, World
 
 TIMES = [StageTimes(forward_s=0.1, backward_s=0.2)] * 3
+EARLY = messages.Heartbeat(run="r1", epoch=2, phase="run", version=2, completed_ops=0)
 
 
 def committed(count: int, **start: Any) -> World:
@@ -37,7 +38,7 @@ def test_a_step_is_done_once_whoever_says_it_again():
 
 
 def test_a_message_of_an_epoch_not_yet_opened_halts():
-    state, _ = tell(committed(2), "d1", messages.Ready(run="r1", epoch=2))
+    state, _ = tell(committed(2), "d1", EARLY)
     assert state.phase.value == "halted"
 
 

@@ -19,12 +19,8 @@ from typing import Any
 
 from ..core.crowd import DeviceId
 from ..errors import (
-    AgentLostError,
     InterruptedRunError,
-    LaunchError,
-    NonFiniteLossError,
     ProtocolError,
-    RecordError,
 )
 from . import coordinator_events as ev
 from . import messages as msg
@@ -39,16 +35,14 @@ from .coordinator_state import (
     Shard,
     Suspicion,
     Wait,
-    blame,
     describe_progress,
     describe_stage,
-    heartbeat_deadline_s,
-    lost_text,
     step_wait,
 )
+from .coordinator_turn import RunTurn, end_when_safe, halt, halt_lost, has_shard, is_closing
+from .coordinator_watch import on_tick
 
-SLEPT_S = 5.0
-"""A gap between ticks from which the coordinator concludes that it slept itself."""
+__all__ = ["CoordinatorState", "DeviceId", "Result", "handle"]
 
 Result = tuple[CoordinatorState, tuple[ev.CoordinatorAction, ...]]
 
@@ -64,64 +58,22 @@ def handle(state: CoordinatorState, event: ev.CoordinatorEvent, now_s: float) ->
     Raises:
         ProtocolError: A second Start.
     """
-    turn = _Turn(state, now_s)
+    turn = RunTurn(state, now_s)
     if isinstance(event, ev.Start):
         _on_start(turn, event)
     else:
         try:
             _HANDLERS[type(event)](turn, event)
         except ProtocolError as exc:
-            turn = _Turn(state, now_s)
-            _halt(turn, Fault.of(exc))
+            turn = RunTurn(state, now_s)
+            halt(turn, Fault.of(exc))
     return turn.state, tuple(turn.actions)
-
-
-class _Turn:
-    """One call of `handle`: the state as it becomes, the actions as they come."""
-
-    __slots__ = ("actions", "now_s", "state")
-
-    def __init__(self, state: CoordinatorState, now_s: float) -> None:
-        self.state = state
-        self.now_s = now_s
-        self.actions: list[ev.CoordinatorAction] = []
-
-    def set(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
-
-    def set_member(self, device: str, **changes: Any) -> None:
-        members = dict(self.state.members)
-        members[device] = replace(members[device], **changes)
-        self.set(members=members)
-
-    def do(self, action: ev.CoordinatorAction) -> None:
-        self.actions.append(action)
-
-    def send(self, to: str, message: msg.Message) -> None:
-        self.do(ev.SendMessage(to=DeviceId(to), message=message, lane="control"))
-
-    def journal(self, record: records.Record, *, sync: bool = True) -> None:
-        self.do(ev.Journal(record=record, sync=sync))
-
-    def enter(self, phase: Phase, wait: Wait | None) -> None:
-        self.set(phase=phase, wait=wait)
-        news = ev.PhaseChanged(phase=phase.value, devices=wait.devices if wait else ())
-        self.do(ev.Announce(news=news))
-
-    def wait_for(
-        self, what: str, devices: tuple[DeviceId, ...], deadline_s: float, why: str
-    ) -> Wait:
-        return Wait(what=what, devices=devices, since_s=self.now_s, deadline_s=deadline_s, why=why)
-
-    @property
-    def of_epoch(self) -> dict[str, Any]:
-        return {"run": self.state.run, "epoch": self.state.epoch}
 
 
 # Start, gather, install -------------------------------------------------------------------------
 
 
-def _on_start(turn: _Turn, start: ev.Start) -> None:
+def _on_start(turn: RunTurn, start: ev.Start) -> None:
     state = turn.state
     if state.start is not None or state.is_over:
         raise ProtocolError(f"run {state.run!r} was started before")
@@ -139,17 +91,17 @@ def _on_start(turn: _Turn, start: ev.Start) -> None:
     _install_when_gathered(turn)
 
 
-def _gather_wait(turn: _Turn) -> Wait:
+def _gather_wait(turn: RunTurn) -> Wait:
     missing = tuple(d for d in turn.state.devices if d not in turn.state.members)
     deadline_s = turn.state.started.deadlines.gather_s
     return turn.wait_for("Hello", missing, deadline_s, "time for agents to start")
 
 
-def _on_hello(turn: _Turn, sender: str, hello: msg.Hello) -> None:
+def _on_hello(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
     state = turn.state
     begun = state.phase is not Phase.GATHERING and not state.is_over
     if begun and sender in state.devices:
-        _halt_lost(turn, sender, "it started anew in the middle of the run")
+        halt_lost(turn, sender, "it started anew in the middle of the run")
         return
     members = {**state.members, sender: MemberInfo(hello=hello, heard_s=turn.now_s)}
     turn.set(members=members)
@@ -160,7 +112,7 @@ def _on_hello(turn: _Turn, sender: str, hello: msg.Hello) -> None:
         _install_when_gathered(turn)
 
 
-def _install_when_gathered(turn: _Turn) -> None:
+def _install_when_gathered(turn: RunTurn) -> None:
     state = turn.state
     if any(device not in state.members for device in state.devices):
         return
@@ -193,7 +145,7 @@ def _install_when_gathered(turn: _Turn) -> None:
     turn.enter(Phase.INSTALLING, wait)
 
 
-def _on_ready(turn: _Turn, sender: str, message: msg.Ready) -> None:
+def _on_ready(turn: RunTurn, sender: str, message: msg.Ready) -> None:
     state = turn.state
     _expect_phase(state, sender, message, Phase.INSTALLING)
     turn.set_member(sender, is_ready=True)
@@ -207,7 +159,7 @@ def _on_ready(turn: _Turn, sender: str, message: msg.Ready) -> None:
             _resume(turn)
 
 
-def _measure_next(turn: _Turn) -> None:
+def _measure_next(turn: RunTurn) -> None:
     """One member at a time: on a shared machine they would slow each other down."""
     state = turn.state
     start = state.started
@@ -226,7 +178,7 @@ def _measure_next(turn: _Turn) -> None:
     _resume(turn)
 
 
-def _on_measured(turn: _Turn, sender: str, message: msg.Measured) -> None:
+def _on_measured(turn: RunTurn, sender: str, message: msg.Measured) -> None:
     state = turn.state
     _expect_phase(state, sender, message, Phase.MEASURING)
     if state.wait is None or sender not in state.wait.devices:
@@ -235,7 +187,7 @@ def _on_measured(turn: _Turn, sender: str, message: msg.Measured) -> None:
     _measure_next(turn)
 
 
-def _resume(turn: _Turn) -> None:
+def _resume(turn: RunTurn) -> None:
     state = turn.state
     turn.journal(records.Resumed(epoch=state.epoch))
     for device in state.devices:
@@ -247,7 +199,7 @@ def _resume(turn: _Turn) -> None:
 # Running ----------------------------------------------------------------------------------------
 
 
-def _on_done(turn: _Turn, sender: str, message: msg.Done) -> None:
+def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
     state = turn.state
     if sender != state.devices[0]:
         raise ProtocolError(f"Done from {sender}; stage 0 is {state.devices[0]}")
@@ -275,18 +227,18 @@ def _on_done(turn: _Turn, sender: str, message: msg.Done) -> None:
         turn.enter(Phase.STOPPING, wait)
     else:
         _ask_snapshot_when_due(turn)
-    _end_when_safe(turn)
+    end_when_safe(turn)
 
 
-def _on_loss(turn: _Turn, sender: str, message: msg.Loss) -> None:
+def _on_loss(turn: RunTurn, sender: str, message: msg.Loss) -> None:
     state = turn.state
     if sender != state.devices[-1]:
         raise ProtocolError(f"Loss from {sender}; the last stage is {state.devices[-1]}")
     _file(turn, message.step, values=message.values)
-    _end_when_safe(turn)
+    end_when_safe(turn)
 
 
-def _file(turn: _Turn, step: int, **known: Any) -> None:
+def _file(turn: RunTurn, step: int, **known: Any) -> None:
     """Notes what came of a step; shows, in order, each step that is Done and has its values."""
     if step < turn.state.shown:
         return
@@ -307,7 +259,7 @@ def _file(turn: _Turn, step: int, **known: Any) -> None:
     turn.set(shown=shown, pending=left, last_shown=last)
 
 
-def _ask_snapshot_when_due(turn: _Turn) -> None:
+def _ask_snapshot_when_due(turn: RunTurn) -> None:
     state = turn.state
     every = state.started.snapshot_every
     if every is None or state.wave_open or state.ending is not None:
@@ -319,7 +271,7 @@ def _ask_snapshot_when_due(turn: _Turn) -> None:
         turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=(Mark.SNAPSHOT,)))
 
 
-def _on_stage_state(turn: _Turn, sender: str, message: msg.StageState) -> None:
+def _on_stage_state(turn: RunTurn, sender: str, message: msg.StageState) -> None:
     state = turn.state
     _expect_phase(state, sender, message, Phase.RUNNING, Phase.STOPPING, Phase.FINISHING)
     stage = state.started.plan.stage_of(sender)
@@ -332,21 +284,21 @@ def _on_stage_state(turn: _Turn, sender: str, message: msg.StageState) -> None:
         or (message.is_final and message.version != state.started.steps)
     ):
         raise ProtocolError(f"{sender} sent a state that is not its own or not awaited: {message}")
-    if _has_shard(state, message.version, stage):
+    if has_shard(state, message.version, stage):
         return
     shard = Shard(version=message.version, stage=stage, is_final=message.is_final)
     turn.set(shards=(*state.shards, shard))
     slot = Slot(kind="state", step=message.version, layer=message.first_layer)
     turn.do(ev.Keep(slots=(slot,)))
     wait = state.wait
-    if wait is not None and _is_closing(state) and message.version == state.committed:
+    if wait is not None and is_closing(state) and message.version == state.committed:
         here = {shard.stage for shard in turn.state.shards if shard.version == message.version}
         missing = tuple(device for i, device in enumerate(state.devices) if i not in here)
         turn.set(wait=replace(wait, devices=missing or (state.device,)))
     _write_next(turn)
 
 
-def _write_next(turn: _Turn) -> None:
+def _write_next(turn: RunTurn) -> None:
     """One checkpoint at a time, oldest first: what is durable never goes back (I7)."""
     state = turn.state
     if state.writing is not None:
@@ -360,7 +312,7 @@ def _write_next(turn: _Turn) -> None:
             return
 
 
-def _on_checkpoint_written(turn: _Turn, event: ev.CheckpointWritten) -> None:
+def _on_checkpoint_written(turn: RunTurn, event: ev.CheckpointWritten) -> None:
     state = turn.state
     if state.is_over:
         return
@@ -377,62 +329,13 @@ def _on_checkpoint_written(turn: _Turn, event: ev.CheckpointWritten) -> None:
     _write_next(turn)
     if state.phase is Phase.RUNNING:
         _ask_snapshot_when_due(turn)
-    _end_when_safe(turn)
+    end_when_safe(turn)
 
 
-# The end ----------------------------------------------------------------------------------------
+# Losses and interrupts ---------------------------------------------------------------------------
 
 
-def _end_when_safe(turn: _Turn) -> None:
-    state = turn.state
-    if state.phase is Phase.FINISHING:
-        steps = state.started.steps
-        if state.checkpoint == steps and state.shown == steps:
-            turn.journal(records.Finish(version=steps))
-            for device in state.devices:
-                turn.send(device, msg.Release(**turn.of_epoch))
-            turn.enter(Phase.DONE, None)
-            turn.do(ev.Complete(version=steps))
-    elif state.phase is Phase.STOPPING and state.checkpoint == state.committed:
-        _halt(turn, _why_stopped(state))
-
-
-def _why_stopped(state: CoordinatorState) -> Fault:
-    step = state.committed - 1
-    known = [*state.pending, state.last_shown] if state.last_shown else state.pending
-    entry = next((p for p in known if p.step == step), PendingStep(step=step))
-    if state.ending is not None and (entry.verdict is None or entry.verdict.is_finite):
-        where = f"; {describe_progress(state)}"
-        return Fault(kind=state.ending.kind, text=state.ending.text + where)
-    values = entry.values or {}
-    shown = f"loss {values['loss']}" if "loss" in values else "loss or gradients not finite"
-    error = NonFiniteLossError(
-        f"step {step}: {shown}\n"
-        f"  state    kept from before this step: {describe_progress(state)}\n"
-        "  try      a lower learning rate, optax.clip_by_global_norm, float32 instead of bf16, a"
-        " look at this step's batch; on_nonfinite='continue' leaves it to the optimizer"
-        " (optax.apply_if_finite)"
-    )
-    return Fault.of(error)
-
-
-def _halt(turn: _Turn, fault: Fault) -> None:
-    state = turn.state
-    if state.is_over:
-        return
-    turn.journal(records.Halted(committed=state.committed, fault=fault))
-    for device in state.members:
-        if state.start is not None and device in state.devices:
-            turn.send(device, msg.Halt(**turn.of_epoch, fault=fault))
-    turn.enter(Phase.HALTED, None)
-    turn.do(ev.HaltRun(fault=fault))
-
-
-def _halt_lost(turn: _Turn, device: str, reason: str) -> None:
-    _halt(turn, Fault.of(AgentLostError(lost_text(turn.state, device, reason))))
-
-
-def _on_member_lost(turn: _Turn, event: ev.MemberLost) -> None:
+def _on_member_lost(turn: RunTurn, event: ev.MemberLost) -> None:
     state = turn.state
     members = {name: info for name, info in state.members.items() if name != event.device}
     turn.set(members=members)
@@ -441,21 +344,12 @@ def _on_member_lost(turn: _Turn, event: ev.MemberLost) -> None:
     if state.phase is Phase.GATHERING and event.device not in state.members:
         return  # not yet here: it has until the deadline
     stage = state.started.plan.stage_of(event.device)
-    if _is_closing(state) and _has_shard(state, state.committed, stage):
+    if is_closing(state) and has_shard(state, state.committed, stage):
         return  # its part of the last wave is here
-    _halt_lost(turn, event.device, event.reason)
+    halt_lost(turn, event.device, event.reason)
 
 
-def _is_closing(state: CoordinatorState) -> bool:
-    return state.phase in (Phase.FINISHING, Phase.STOPPING)
-
-
-def _has_shard(state: CoordinatorState, version: int, stage: int | None) -> bool:
-    have = any(shard.version == version and shard.stage == stage for shard in state.shards)
-    return have or state.checkpoint == version
-
-
-def _on_suspect(turn: _Turn, sender: str, message: msg.Suspect) -> None:
+def _on_suspect(turn: RunTurn, sender: str, message: msg.Suspect) -> None:
     """Waits a moment: who is accused may have said why it goes, on its own channel."""
     state = turn.state
     if message.device not in state.devices:
@@ -467,16 +361,16 @@ def _on_suspect(turn: _Turn, sender: str, message: msg.Suspect) -> None:
     turn.set(suspicions=(*state.suspicions, suspicion))
 
 
-def _on_error(turn: _Turn, sender: str, message: msg.Error) -> None:
+def _on_error(turn: RunTurn, sender: str, message: msg.Error) -> None:
     where = f"{sender} ({describe_stage(turn.state, sender)})"
-    _halt(turn, message.fault.within(where))
+    halt(turn, message.fault.within(where))
 
 
-def _on_body_failed(turn: _Turn, event: ev.BodyFailed) -> None:
-    _halt(turn, event.fault)
+def _on_body_failed(turn: RunTurn, event: ev.BodyFailed) -> None:
+    halt(turn, event.fault)
 
 
-def _on_interrupt(turn: _Turn, event: ev.Interrupt) -> None:
+def _on_interrupt(turn: RunTurn, event: ev.Interrupt) -> None:
     state = turn.state
     turn.set(interrupts=state.interrupts + 1)
     if state.is_over:
@@ -487,92 +381,17 @@ def _on_interrupt(turn: _Turn, event: ev.Interrupt) -> None:
         turn.set(ending=fault)
         marks = (Mark.SNAPSHOT, Mark.STOP)
         turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=marks))
-    elif first and _is_closing(state):
+    elif first and is_closing(state):
         return  # the end is near, and worth having
     else:
         where = describe_progress(state) if state.start else "nothing was begun"
-        _halt(turn, Fault(kind=fault.kind, text=f"{fault.text}; {where}"))
-
-
-# Time -------------------------------------------------------------------------------------------
-
-
-def _on_tick(turn: _Turn, event: ev.Tick) -> None:
-    _forget_own_sleep(turn)
-    state = turn.state
-    if state.is_over or state.start is None:
-        return
-    grace_s = state.started.deadlines.suspect_grace_s
-    for suspicion in state.suspicions:
-        if turn.now_s - suspicion.since_s > grace_s:
-            _halt_lost(turn, suspicion.device, suspicion.reason)
-            return
-    if state.phase in (Phase.RUNNING, Phase.STOPPING, Phase.FINISHING):
-        _check_heartbeats(turn)
-    _check_wait(turn)
-
-
-def _forget_own_sleep(turn: _Turn) -> None:
-    """A coordinator that was stopped itself has no right to call the others late."""
-    state, now_s = turn.state, turn.now_s
-    gap_s = 0.0 if state.tick_s is None else now_s - state.tick_s
-    turn.set(tick_s=now_s)
-    if gap_s <= SLEPT_S:
-        return
-    members = {
-        name: replace(info, heard_s=info.heard_s + gap_s) for name, info in state.members.items()
-    }
-    wait = state.wait and replace(state.wait, since_s=state.wait.since_s + gap_s)
-    turn.set(members=members, wait=wait, suspicions=())
-
-
-def _check_heartbeats(turn: _Turn) -> None:
-    state = turn.state
-    for index, device in enumerate(state.devices):
-        member = state.members.get(device)
-        if state.is_over or member is None:
-            continue
-        if _is_closing(state) and _has_shard(state, state.committed, index):
-            continue  # its part of the last wave is here
-        silent_s = turn.now_s - member.heard_s
-        deadline_s = heartbeat_deadline_s(state, member)
-        if silent_s > deadline_s:
-            every_s = state.started.heartbeat_s
-            reason = (
-                f"silent for {silent_s:.1f} s (heartbeats every {every_s:g} s,"
-                f" deadline {deadline_s:.3g} s)"
-            )
-            _halt_lost(turn, device, reason)
-            return
-
-
-def _check_wait(turn: _Turn) -> None:
-    state = turn.state
-    wait = state.wait
-    if state.is_over or wait is None or turn.now_s - wait.since_s <= wait.deadline_s:
-        return
-    waited = f"waited {turn.now_s - wait.since_s:.1f} s for {wait.what}"
-    reason = f"{waited} ({wait.why}; deadline {wait.deadline_s:.3g} s)"
-    if state.phase is Phase.GATHERING:
-        missing = ", ".join(wait.devices)
-        text = f"no agent came up for {missing}: {reason}; see the agents' logs"
-        _halt(turn, Fault.of(LaunchError(text)))
-        return
-    if state.phase is Phase.RUNNING:
-        device, doing = blame(state)
-        _halt_lost(turn, device, f"{reason}; {doing}")
-        return
-    if wait.devices == (state.device,):
-        text = f"writing the checkpoint of version {state.committed} took too long: {reason}"
-        _halt(turn, Fault.of(RecordError(text)))
-        return
-    _halt_lost(turn, wait.devices[0], reason)
+        halt(turn, Fault(kind=fault.kind, text=f"{fault.text}; {where}"))
 
 
 # Messages ---------------------------------------------------------------------------------------
 
 
-def _on_message(turn: _Turn, event: ev.MessageReceived) -> None:
+def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
     message, sender, state = event.message, event.sender, turn.state
     if isinstance(message, msg.Hello):
         _on_hello(turn, sender, message)
@@ -597,13 +416,13 @@ def _on_message(turn: _Turn, event: ev.MessageReceived) -> None:
     handler(turn, sender, message)
 
 
-def _hear(turn: _Turn, sender: str) -> None:
+def _hear(turn: RunTurn, sender: str) -> None:
     member = turn.state.members[sender]
     gaps = (*member.gaps, turn.now_s - member.heard_s)[-16:]
     turn.set_member(sender, heard_s=turn.now_s, gaps=gaps)
 
 
-def _on_heartbeat(turn: _Turn, sender: str, message: msg.Heartbeat) -> None:
+def _on_heartbeat(turn: RunTurn, sender: str, message: msg.Heartbeat) -> None:
     turn.set_member(sender, heartbeat=message)
 
 
@@ -615,7 +434,7 @@ def _expect_phase(
         raise ProtocolError(f"{what} from {sender} while {state.phase.value}")
 
 
-_ON_MESSAGE: dict[type, Callable[[_Turn, str, Any], None]] = {
+_ON_MESSAGE: dict[type, Callable[[RunTurn, str, Any], None]] = {
     msg.Ready: _on_ready,
     msg.Measured: _on_measured,
     msg.Done: _on_done,
@@ -625,11 +444,11 @@ _ON_MESSAGE: dict[type, Callable[[_Turn, str, Any], None]] = {
     msg.Suspect: _on_suspect,
     msg.Error: _on_error,
 }
-_HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
+_HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
     ev.MemberLost: _on_member_lost,
     ev.CheckpointWritten: _on_checkpoint_written,
     ev.BodyFailed: _on_body_failed,
     ev.Interrupt: _on_interrupt,
-    ev.Tick: _on_tick,
+    ev.Tick: on_tick,
 }

@@ -29,6 +29,8 @@ from .member_state import MemberState, Phase, waiting_for
 from .member_step import STEP_HANDLERS, advance, on_pipeline, request_data
 from .member_turn import FRESH_STEP, MemberTurn, expect_phase, reject
 
+__all__ = ["DeviceId", "MemberState", "Result", "handle"]
+
 Result = tuple[MemberState, tuple[ev.MemberAction, ...]]
 
 

@@ -1,0 +1,96 @@
+"""The coordinator's clock: silence, waits that last too long, accusations, its own sleep.
+
+Knows deadlines; what a run does otherwise stands in `coordinator`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import (
+    LaunchError,
+    RecordError,
+)
+from . import coordinator_events as ev
+from .common import Fault
+from .coordinator_state import (
+    Phase,
+    blame,
+    heartbeat_deadline_s,
+)
+from .coordinator_turn import RunTurn, halt, halt_lost, has_shard, is_closing
+
+SLEPT_S = 5.0
+"""A gap between ticks from which the coordinator concludes that it slept itself."""
+
+
+def on_tick(turn: RunTurn, event: ev.Tick) -> None:
+    _forget_own_sleep(turn)
+    state = turn.state
+    if state.is_over or state.start is None:
+        return
+    grace_s = state.started.deadlines.suspect_grace_s
+    for suspicion in state.suspicions:
+        if turn.now_s - suspicion.since_s > grace_s:
+            halt_lost(turn, suspicion.device, suspicion.reason)
+            return
+    if state.phase in (Phase.RUNNING, Phase.STOPPING, Phase.FINISHING):
+        _check_heartbeats(turn)
+    _check_wait(turn)
+
+
+def _forget_own_sleep(turn: RunTurn) -> None:
+    """A coordinator that was stopped itself has no right to call the others late."""
+    state, now_s = turn.state, turn.now_s
+    gap_s = 0.0 if state.tick_s is None else now_s - state.tick_s
+    turn.set(tick_s=now_s)
+    if gap_s <= SLEPT_S:
+        return
+    members = {
+        name: replace(info, heard_s=info.heard_s + gap_s) for name, info in state.members.items()
+    }
+    wait = state.wait and replace(state.wait, since_s=state.wait.since_s + gap_s)
+    turn.set(members=members, wait=wait, suspicions=())
+
+
+def _check_heartbeats(turn: RunTurn) -> None:
+    state = turn.state
+    for index, device in enumerate(state.devices):
+        member = state.members.get(device)
+        if state.is_over or member is None:
+            continue
+        if is_closing(state) and has_shard(state, state.committed, index):
+            continue  # its part of the last wave is here
+        silent_s = turn.now_s - member.heard_s
+        deadline_s = heartbeat_deadline_s(state, member)
+        if silent_s > deadline_s:
+            every_s = state.started.heartbeat_s
+            reason = (
+                f"silent for {silent_s:.1f} s (heartbeats every {every_s:g} s,"
+                f" deadline {deadline_s:.3g} s)"
+            )
+            halt_lost(turn, device, reason)
+            return
+
+
+def _check_wait(turn: RunTurn) -> None:
+    state = turn.state
+    wait = state.wait
+    if state.is_over or wait is None or turn.now_s - wait.since_s <= wait.deadline_s:
+        return
+    waited = f"waited {turn.now_s - wait.since_s:.1f} s for {wait.what}"
+    reason = f"{waited} ({wait.why}; deadline {wait.deadline_s:.3g} s)"
+    if state.phase is Phase.GATHERING:
+        missing = ", ".join(wait.devices)
+        text = f"no agent came up for {missing}: {reason}; see the agents' logs"
+        halt(turn, Fault.of(LaunchError(text)))
+        return
+    if state.phase is Phase.RUNNING:
+        device, doing = blame(state)
+        halt_lost(turn, device, f"{reason}; {doing}")
+        return
+    if wait.devices == (state.device,):
+        text = f"writing the checkpoint of version {state.committed} took too long: {reason}"
+        halt(turn, Fault.of(RecordError(text)))
+        return
+    halt_lost(turn, wait.devices[0], reason)
