@@ -57,7 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs, cm.launch(crowd) as agents:
         for repeat in range(arguments.repeats + 1):
             for count, plan in plans.items():
-                result = cm.train(job, agents, data, steps=arguments.steps, plan=plan, runs_dir=runs)
+                result = cm.train(
+                    job, agents, data, steps=arguments.steps, plan=plan, runs_dir=runs
+                )
                 row = {"measured_s": result.measured_step_s, "predicted_s": result.predicted_step_s}
                 if repeat:  # the first one fills caches
                     rows[count].append(row)

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from support.families import family
 
 import crowdmesh_jax as cm
-from tests.support.families import family
 
 from .cases import full_matrix, pairs_of, pairwise
 

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from support.families import family
 
 import crowdmesh_jax as cm
 from crowdmesh_jax.data import ArraySource
-from tests.support.families import family
 
 pytestmark = pytest.mark.system
 
@@ -169,7 +169,7 @@ import sys
 import optax
 import crowdmesh_jax as cm
 from crowdmesh_jax.data import ArraySource
-from tests.support.families import family
+from support.families import family
 
 if __name__ == "__main__":
     made = family("mlp")
@@ -196,7 +196,7 @@ def start_script(tmp_path) -> tuple[subprocess.Popen[str], list[int]]:
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(root / "tests")},
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -1,0 +1,9 @@
+"""Sphinx configuration: the Markdown documents of this folder."""
+
+project = "crowdmesh_jax"
+author = "the crowdmesh_jax authors"
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
+html_theme = "alabaster"
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]
