@@ -3,7 +3,7 @@
 A segment is (device, first layer, end layer); a chain of segments that covers all layers on
 distinct linked devices is a plan. Devices stand in the order of their ids, so that the order of a
 crowd changes nothing. The closed form of a chain's step time is here too, in the shape that the
-solvers optimise: R_0 + (M - 1) T, without what updates add (`core.cost` has all terms).
+solvers optimise: R_0 + (M - 1) T (`core.cost` has sharper forms, which no program could hold).
 
 It knows costs and limits, no search.
 """
@@ -236,7 +236,7 @@ class Tables:
         return tuple(found) if first == self.num_layers else None
 
     def period_s(self, chain: Chain) -> float:
-        """T of a chain under the problem's schedule: `core.cost.period_s` without the cap by M."""
+        """T of a chain under the problem's schedule, as `core.cost` defines it."""
         cuts = [self.cut(left.device, right.device, right.first) for left, right in pairwise(chain)]
         if any(cut is None for cut in cuts):
             return math.inf
