@@ -2,8 +2,8 @@
 
 project = "crowdmesh_jax"
 author = "the crowdmesh_jax authors"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]
+suppress_warnings = ["myst.header", "docutils"]  # docstrings are Markdown, not reST
