@@ -23,7 +23,9 @@ from crowdmesh_jax.solvers import (
     solve_exhaustive,
     solve_ilp,
 )
+from crowdmesh_jax.solvers.backends import solve_mip
 from crowdmesh_jax.solvers.partition.bounds import Costs, bounds_at
+from crowdmesh_jax.solvers.partition.ilp import _whole_program
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables
 
@@ -75,6 +77,30 @@ def test_the_program_alone_finds_the_optimum_or_proves_there_is_none(problem):
 @settings(max_examples=50)
 def test_cbc_finds_the_optimum_or_proves_there_is_none(problem):
     agree(problem, IlpSolver(backend="cbc", presolve=False))
+
+
+@given(problems(max_layers=6, max_devices=4, rules=False), st.randoms(use_true_random=True))
+@settings(max_examples=80)
+def test_the_program_prices_every_chain_as_the_tables_do(problem, rng):
+    # All devices differ, so that no order among alike ones rules a chain out.
+    crowd = problem.crowd
+    devices = tuple(
+        replace(device, memory_bytes=device.memory_bytes + index)
+        for index, device in enumerate(crowd.devices)
+    )
+    tables = Tables(replace(problem, crowd=replace(crowd, devices=devices)))
+    chains = sorted(all_chains(tables), key=len)
+    assume(chains)
+    longest = [chain for chain in chains if len(chain) == len(chains[-1])]
+    chain = rng.choice(rng.choice([chains, longest]))
+    event(f"{len(chain)} stages")
+    program = _whole_program(tables)
+    for column, segment in zip(program.z, program.segments, strict=True):
+        program.mip.row([(column, 1.0)], "==", float(segment in chain))
+    outcome = solve_mip(program.mip)
+    assert outcome.status == "optimal"
+    price = sum(c * v for c, v in zip(program.mip.costs, outcome.values, strict=True))
+    assert price * program.unit_s == pytest.approx(tables.cost_s(chain), rel=1e-6)
 
 
 @given(problems(max_layers=6, max_devices=4))
@@ -214,8 +240,6 @@ def test_a_time_limit_must_be_positive(time_limit_s):
 
 def test_a_solution_that_is_no_plan_is_refused():
     problem = PartitionProblem(profile=chain_profile(4), crowd=Crowd.local((1.0, 1.0)))
-    from crowdmesh_jax.solvers.partition.ilp import _whole_program
-
     program = _whole_program(Tables(problem))
     with pytest.raises(SolverError, match=r"CM-204.*no plan"):
         program.chain((0.0,) * len(program.mip.costs))

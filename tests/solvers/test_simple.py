@@ -184,7 +184,7 @@ INFEASIBLE = [
             crowd_of(900, 100),
             bans=[(5, "device-0"), (0, "device-1")],
             pins={4: "device-1", 3: "device-1", 2: "device-1"},
-        ),  # fmt: skip  # noqa: E501
+        ),
         ("memory", "try"),
     ),
     (

@@ -3,7 +3,8 @@
 A period `T` forbids segments and links slower than `T`, and windows from either end of the chain
 that take more than their share of periods. With windows in the middle forgotten, the cheapest chain
 through each segment and link follows from tables over (device set, cut, device). These bounds are
-nearly the truth where links are cheap beside compute; hardly anything is left to a program then. They also yield chains that are good starts.
+nearly the truth where links are cheap beside compute; hardly anything is left to a program then.
+They also yield chains that are good starts.
 
 It knows tables, no programs. Work grows as 2^D D L^2; for more than `MOST_DEVICES` devices the
 sets are dropped (a device may then return), which weakens the bounds and keeps them valid.

@@ -294,7 +294,8 @@ class Tables:
         crowd = self.problem.crowd
         down = crowd.link(self.devices[source], self.devices[target])
         back = crowd.link(self.devices[target], self.devices[source])
-        assert down is not None and back is not None, "a chain has links"
+        assert down is not None, "a chain has links"
+        assert back is not None, "both ways"
         return down, back, self.problem.profile.cut_bytes(layer)
 
     def cost_s(self, chain: Chain) -> float:
