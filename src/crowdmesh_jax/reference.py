@@ -8,6 +8,7 @@ bit-equal to it. Knows nothing of protocols, sockets or schedules.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from .errors import NonFiniteLossError
 from .execution import StageWorker
 from .export import assemble, build_bundles, initial_arrays
 from .model import TrainingJob
-from .programs import load_stage
+from .programs import COMPILER_OPTIONS, load_stage
 
 logger = logging.getLogger(__name__)
 
@@ -170,9 +171,10 @@ class _Whole:
             updates, opt_state = job.optimizer.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
-        self._weigh = jax.jit(lambda wanted: jnp.sum(job.weights(outputs, wanted)))
-        self._microbatch = jax.jit(microbatch)
-        self._update = jax.jit(update)
+        compiled = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+        self._weigh = compiled(lambda wanted: jnp.sum(job.weights(outputs, wanted)))
+        self._microbatch = compiled(microbatch)
+        self._update = compiled(update)
 
     def step(
         self, step: int, batch: list[tuple[Any, Any]]

@@ -1,11 +1,12 @@
 """Stage programs on a device: manifest, checks, loading. Imports JAX, never flax or optax."""
 
 from .bundle import StageBundle
-from .load import LoadedProgram, LoadedStage, load_stage
+from .load import COMPILER_OPTIONS, LoadedProgram, LoadedStage, load_stage
 from .manifest import FORMAT_VERSION, LeafSpec, ProgramSpec, StageManifest
 from .wire import bundle_from_arrays, bundle_to_arrays
 
 __all__ = [
+    "COMPILER_OPTIONS",
     "FORMAT_VERSION",
     "LeafSpec",
     "LoadedProgram",
