@@ -21,7 +21,12 @@ from crowdmesh_jax.solvers import PartitionProblem
 
 
 def random_profile(
-    rng: random.Random, devices: list[str], num_layers: int, *, updates: bool = False
+    rng: random.Random,
+    devices: list[str],
+    num_layers: int,
+    *,
+    updates: bool = False,
+    alike: bool = False,
 ) -> ModelProfile:
     """Seconds around 1, bytes of a handful, so that links and memory matter as much as compute.
 
@@ -31,8 +36,11 @@ def random_profile(
     def size() -> int:
         return rng.randint(0, 6)
 
+    slowest = rng.choice([4, 16])
+    one_way = rng.random() < 0.3  # nothing comes back: the cut's two directions differ
+
     def eighths() -> float:
-        return rng.randint(1, 16) / 8
+        return rng.randint(1, slowest) / 8
 
     layers = tuple(
         LayerProfile(
@@ -42,7 +50,7 @@ def random_profile(
             parameter_bytes=size(),
             optimizer_bytes=size(),
             output_bytes=size(),
-            gradient_bytes=size(),
+            gradient_bytes=0 if one_way else size(),
             residual_bytes=size(),
         )
         for index in range(num_layers)
@@ -52,6 +60,8 @@ def random_profile(
     for device in devices:
         slower = rng.choice([0.5, 1.0, 1.0, 1.0, 2.0, 4.0])
         odd = rng.randint(-num_layers, num_layers - 1)  # a layer it is slow at, if any
+        if alike:
+            slower, odd = 1.0, -1
         seconds[device] = tuple(
             LayerSeconds(
                 forward_s=forward * slower * (3.0 if index == odd else 1.0),
@@ -70,21 +80,26 @@ def random_profile(
     )
 
 
-def random_crowd(rng: random.Random, devices: list[str], num_layers: int) -> Crowd:
+def random_crowd(
+    rng: random.Random, devices: list[str], num_layers: int, *, alike: bool = False
+) -> Crowd:
     """Some pairs with links of their own, some without any; memory from too little to plenty."""
     scale = rng.choice([1_000, 1_000, 6, 9, 12])  # times the layers: plenty, or a few layers' worth
 
+    rates = rng.choice([[5.0], [50.0], [5.0, 50.0, 50.0, 500.0]])
+
     def wire() -> dict[str, float]:
-        rate = rng.choice([5.0, 50.0, 50.0, 500.0])
+        rate = rng.choice(rates)
         return {"bandwidth_bytes_per_s": rate, "latency_s": rng.choice([0.0, 0.0, 0.0, 0.25])}
 
     pairs = [(a, b) for a in devices for b in devices if a != b]
-    own = [pair for pair in pairs if rng.random() < 0.4]
+    own = [pair for pair in pairs if rng.random() < 0.4 and not alike]
     default = DefaultLink(**wire())
+    memory = [scale * num_layers * rng.randint(2, 8) // 2 for _ in devices]
     return Crowd(
         devices=tuple(
-            Device(id=DeviceId(d), memory_bytes=scale * num_layers * rng.randint(2, 8) // 2)
-            for d in devices
+            Device(id=DeviceId(device), memory_bytes=memory[0] if alike else own_bytes)
+            for device, own_bytes in zip(devices, memory, strict=True)
         ),
         links=tuple(Link(source=DeviceId(a), target=DeviceId(b), **wire()) for a, b in own),
         default_link=None if rng.random() < 0.15 else default,
@@ -111,6 +126,7 @@ def problems(
     num_layers = draw(st.integers(1, max_layers).map(lambda n: max_layers + 1 - n))
     rng = random.Random(draw(st.integers(0, 2**32 - 1)))
     devices = [f"d{index}" for index in range(num_devices)]
+    alike = rng.random() < 0.25
     options: dict[str, Any] = {}
     if rules and rng.random() < 0.5:
         rule = rng.choice(["pin", "device ban", "layer ban", "requires", "min", "max"])
@@ -124,8 +140,8 @@ def problems(
             "max": {"max_stages": 2},
         }[rule]
     return PartitionProblem(
-        profile=random_profile(rng, devices, num_layers, updates=updates),
-        crowd=random_crowd(rng, devices, num_layers),
+        profile=random_profile(rng, devices, num_layers, updates=updates, alike=alike),
+        crowd=random_crowd(rng, devices, num_layers, alike=alike),
         schedule=rng.choice(schedules),
         recompute=rng.choice(["never", "always", "auto"]),
         objective=objective,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -10,9 +11,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from partition_problems import chain_profile, problems
+from partition_problems import chain_profile, problems, random_crowd, random_profile
 
-from crowdmesh_jax.core import Crowd
+from crowdmesh_jax.core import Crowd, DefaultLink
 from crowdmesh_jax.errors import InfeasibleError, InvalidValueError, SolverError
 from crowdmesh_jax.solvers import (
     IlpSolver,
@@ -25,7 +26,11 @@ from crowdmesh_jax.solvers import (
 )
 from crowdmesh_jax.solvers.backends import solve_mip
 from crowdmesh_jax.solvers.partition.bounds import Costs, bounds_at
-from crowdmesh_jax.solvers.partition.ilp import _whole_program
+from crowdmesh_jax.solvers.partition.ilp import (
+    _largest_period_s,
+    _least_period_s,
+    _whole_program,
+)
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables
 
@@ -48,6 +53,26 @@ def _chain(result):
     )
     assert chain is not None
     return chain
+
+
+def all_different(problem: PartitionProblem) -> PartitionProblem:
+    """No two devices alike, so that no order among alike ones rules a chain out."""
+    devices = tuple(
+        replace(device, memory_bytes=device.memory_bytes + index)
+        for index, device in enumerate(problem.crowd.devices)
+    )
+    return replace(problem, crowd=replace(problem.crowd, devices=devices))
+
+
+def price_s(problem: PartitionProblem, chain) -> float:
+    """What the program says that a chain costs: its optimum with nothing else allowed."""
+    program = _whole_program(Tables(problem))
+    for column, segment in zip(program.z, program.segments, strict=True):
+        program.mip.row([(column, 1.0)], "==", float(segment in chain))
+    outcome = solve_mip(program.mip)
+    assert outcome.status == "optimal"
+    terms = zip(program.mip.costs, outcome.values, strict=True)
+    return sum(cost * value for cost, value in terms) * program.unit_s
 
 
 def agree(problem: PartitionProblem, solver: IlpSolver) -> None:
@@ -82,25 +107,44 @@ def test_cbc_finds_the_optimum_or_proves_there_is_none(problem):
 @given(problems(max_layers=6, max_devices=4, rules=False), st.randoms(use_true_random=True))
 @settings(max_examples=80)
 def test_the_program_prices_every_chain_as_the_tables_do(problem, rng):
-    # All devices differ, so that no order among alike ones rules a chain out.
-    crowd = problem.crowd
-    devices = tuple(
-        replace(device, memory_bytes=device.memory_bytes + index)
-        for index, device in enumerate(crowd.devices)
-    )
-    tables = Tables(replace(problem, crowd=replace(crowd, devices=devices)))
-    chains = sorted(all_chains(tables), key=len)
+    chains = sorted(all_chains(Tables(all_different(problem))), key=len)
     assume(chains)
     longest = [chain for chain in chains if len(chain) == len(chains[-1])]
     chain = rng.choice(rng.choice([chains, longest]))
     event(f"{len(chain)} stages")
-    program = _whole_program(tables)
-    for column, segment in zip(program.z, program.segments, strict=True):
-        program.mip.row([(column, 1.0)], "==", float(segment in chain))
-    outcome = solve_mip(program.mip)
-    assert outcome.status == "optimal"
-    price = sum(c * v for c, v in zip(program.mip.costs, outcome.values, strict=True))
-    assert price * program.unit_s == pytest.approx(tables.cost_s(chain), rel=1e-6)
+    assert price_s(all_different(problem), chain) == pytest.approx(
+        Tables(problem).cost_s(chain), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "eager", "gpipe"])
+def test_the_program_and_the_bounds_know_what_slow_links_cost(schedule):
+    rng = random.Random(0)
+    devices = ["d0", "d1", "d2", "d3"]
+    for _ in range(20):
+        profile = random_profile(rng, devices, 4)
+        crowd = random_crowd(rng, devices, 4)
+        slow = replace(
+            crowd,
+            devices=tuple(replace(device, memory_bytes=10_000) for device in crowd.devices),
+            links=tuple(
+                replace(link, bandwidth_bytes_per_s=rng.choice([0.2, 1.0])) for link in crowd.links
+            ),
+            default_link=DefaultLink(bandwidth_bytes_per_s=0.5, latency_s=2.0),
+        )
+        problem = all_different(
+            PartitionProblem(
+                profile=profile, crowd=slow, schedule=schedule, compile_peak_bytes=0, min_stages=3
+            )
+        )
+        tables = Tables(problem)
+        chain = rng.choice(list(all_chains(tables)))
+        assert price_s(problem, chain) == pytest.approx(tables.cost_s(chain), rel=1e-6)
+        bounds = bounds_at(Costs(tables), tables.period_s(chain))
+        assert bounds.least_s <= tables.first_microbatch_s(chain) * (1 + 1e-9)
+        for segment in chain:
+            least_s = bounds.segment_s[segment.device, segment.first, segment.end]
+            assert least_s <= tables.first_microbatch_s(chain) * (1 + 1e-9)
 
 
 @given(problems(max_layers=6, max_devices=4))
@@ -129,6 +173,27 @@ def test_ranking_by_evaluate_beats_the_closed_form_optimum_and_not_the_exhaustiv
     assert step_s <= closed.predicted.step_s * (1 + 1e-9)
 
 
+def test_ranking_by_evaluate_gains_where_the_closed_form_is_loose():
+    gains, lost = 0, 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        devices = ["d0", "d1", "d2"]
+        problem = PartitionProblem(
+            profile=random_profile(rng, devices, 5),
+            crowd=random_crowd(rng, devices, 5),
+            compile_peak_bytes=0,
+        )
+        try:
+            best_s = solve_exhaustive(problem).predicted.step_s * (1 + 1e-9)
+        except InfeasibleError:
+            continue
+        closed = solve_exhaustive(replace(problem, objective="closed_form"))
+        gains += closed.predicted.step_s > best_s
+        lost += solve_ilp(problem).predicted.step_s > best_s
+    assert gains >= 5
+    assert lost <= gains // 4
+
+
 @given(problems(max_layers=5, max_devices=4, rules=False), st.data())
 @settings(max_examples=30)
 def test_the_order_of_the_crowd_changes_nothing(problem, data):
@@ -154,6 +219,8 @@ def test_bounds_are_below_every_chain_within_the_period(problem, share):
     chains = list(all_chains(tables))
     assume(chains)
     periods = [tables.period_s(chain) for chain in chains]
+    assert _least_period_s(tables) <= min(periods)
+    assert max(periods) <= _largest_period_s(tables)
     period_s = share * max(periods)
     bounds = bounds_at(Costs(tables), period_s)
     for chain, own_s in zip(chains, periods, strict=True):
