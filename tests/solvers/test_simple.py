@@ -131,7 +131,7 @@ INFEASIBLE = [
     (
         "a compile peak",
         lambda: replace(problem_of(crowd_of(300, 350)), compile_peak_bytes=400 * MB),
-        ("400 MB", "compiling a stage's programs", "device 'device-1'"),
+        ("to compile a stage's programs", "400 MB", "device 'device-1'"),
     ),
     (
         "all layers together",

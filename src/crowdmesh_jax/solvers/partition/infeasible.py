@@ -133,6 +133,15 @@ def breakdown_line(memory: MemoryBreakdown, in_flight: int) -> str:
 def _layer_too_large(problem: PartitionProblem) -> str | None:
     """The layer that no device can hold even alone, under the gentlest conditions there are."""
     devices = [problem.crowd.device(device) for device in problem.allowed_devices]
+    roomiest = max(devices, key=lambda device: (device.memory_bytes, device.id))
+    if problem.compile_peak_bytes > roomiest.memory_bytes:
+        return (
+            "no device has the memory to compile a stage's programs\n"
+            f"  needs    {format_bytes(problem.compile_peak_bytes)}   whatever the stage\n"
+            f"  largest  {format_bytes(roomiest.memory_bytes)}   device {roomiest.id!r}\n"
+            "  try      a device with more memory, a measured compile_peak_bytes, or check"
+            f" {roomiest.id}'s memory_bytes"
+        )
     last = problem.num_layers - 1
     for layer in range(problem.num_layers):
         able = [device for device in devices if problem.allows(device.id, layer)]
@@ -182,11 +191,6 @@ def _in_flight(problem: PartitionProblem, depth: int) -> int:
 def _remedies(
     problem: PartitionProblem, memory: MemoryBreakdown, limit: int, layer: int, device: str
 ) -> str:
-    if memory.compile_peak_bytes > memory.training_bytes:
-        return (
-            f"a device with more memory, a measured compile_peak_bytes, or check {device}'s"
-            " memory_bytes"
-        )
     ideas = []
     if memory.optimizer_bytes:
         without = memory.training_bytes - memory.optimizer_bytes
