@@ -32,7 +32,7 @@ def test_each_stage_has_a_row_with_its_layers_and_memory():
     for index, stage in enumerate(result.plan.stages):
         row = lines[header + 1 + index]
         assert re.match(rf"{index} +{stage.device} +{stage.first_layer}-{stage.last_layer} ", row)
-        assert re.search(r"\d / 4\.3 GB", row)
+        assert re.search(r"\d MB / 4\.3 GB", row)
         assert PROFILE.layers[stage.first_layer].name in row
 
 
@@ -72,7 +72,7 @@ def test_bytes_read_well(size, text):
 
 def test_used_and_limit_share_a_unit():
     assert format_bytes_of(212e6, 900e6) == "212 / 900 MB"
-    assert format_bytes_of(15e6, 4.3e9) == "0.01 / 4.3 GB"
+    assert format_bytes_of(15e6, 4.3e9) == "15.0 MB / 4.3 GB"
 
 
 @pytest.mark.parametrize(

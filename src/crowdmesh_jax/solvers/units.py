@@ -13,14 +13,14 @@ def format_bytes(size: float) -> str:
 
 
 def format_bytes_of(used: float, limit: float) -> str:
-    """`212 / 900 MB`, both in the unit that fits the limit."""
+    """`212 / 900 MB`, both in the unit that fits the limit; `15 MB / 4.3 GB` where it is too coarse."""
     unit, name = next(
         ((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if limit >= u), (1.0, "B")
     )
+    if 0 < used < unit:
+        return f"{format_bytes(used)} / {format_bytes(limit)}"
     digits = 0 if limit / unit >= 100 else 1
-    shown = used / unit
-    used_digits = max(digits, 2) if 0 < shown < 1 else digits
-    return f"{shown:.{used_digits}f} / {limit / unit:.{digits}f} {name}"
+    return f"{used / unit:.{digits}f} / {limit / unit:.{digits}f} {name}"
 
 
 def format_seconds(seconds: float) -> str:
