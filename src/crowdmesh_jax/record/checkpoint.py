@@ -35,9 +35,9 @@ SHARD_BYTES = 256 * 2**20
 NATIVE = {
     "bool": "BOOL", "int8": "I8", "uint8": "U8", "int16": "I16", "uint16": "U16", "float16": "F16",
     "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "float32": "F32", "int64": "I64",
-    "uint64": "U64", "float64": "F64", "complex64": "C64",
+    "uint64": "U64", "float64": "F64",
 }  # fmt: skip
-"""Dtypes that safetensors spells; others (float8, int4) are bytes there, named in the manifest."""
+"""Dtypes stored as themselves; others (complex64, float8) as bytes, named in the manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
