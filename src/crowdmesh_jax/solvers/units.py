@@ -13,7 +13,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_bytes_of(used: float, limit: float) -> str:
-    """`212 / 900 MB`, both in the unit that fits the limit; `15 MB / 4.3 GB` where it is too coarse."""
+    """`212 / 900 MB`, in the unit of the limit unless that is too coarse."""
     unit, name = next(
         ((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if limit >= u), (1.0, "B")
     )
