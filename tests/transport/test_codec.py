@@ -140,7 +140,7 @@ def test_jax_arrays_are_sent_and_received_arrays_are_adopted_by_jax_without_a_co
     "bad",
     [
         {1: "key"},
-        {"a": object()},
+        {"a": object},
         {"a": math.nan},
         {"a": math.inf},
         {"a": 2**70},

@@ -191,6 +191,7 @@ class Run:
                 except CrowdMeshError as exc:
                     logger.error("%s failed: %s", type(action).__name__, exc)
                     self._put(ev.BodyFailed(fault=Fault.of(exc)))
+                    break  # journal before message: what follows must not happen
 
     # What is demanded ----------------------------------------------------------------------------
 
