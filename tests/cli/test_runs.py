@@ -121,7 +121,7 @@ def _group_lives(group: int) -> bool:
 @pytest.mark.slow
 def test_the_demo_ends_with_the_accuracy_on_its_last_line(folder):
     done = subprocess.run(
-        [sys.executable, "-m", "crowdmesh_jax.cli", "demo", "--steps", "60"],
+        [sys.executable, "-m", "crowdmesh_jax.cli", "demo", "--steps", "40"],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -199,8 +199,8 @@ def example_batch(entry: Entry, batch_size: int) -> tuple[Any, Any]:
     return inputs, np.zeros(shape, np.int32)
 
 
-def make_job(entry: Entry, arguments: argparse.Namespace) -> TrainingJob:
-    """The job of the options: softmax cross-entropy and Adam.
+def make_job(entry: Entry, arguments: argparse.Namespace, **options: Any) -> TrainingJob:
+    """The job of the options: softmax cross-entropy and Adam; `options` are the model's own.
 
     Raises:
         JobError: Sizes that do not fit together.
@@ -212,7 +212,7 @@ def make_job(entry: Entry, arguments: argparse.Namespace) -> TrainingJob:
     if not 0 < arguments.learning_rate < float("inf"):
         raise JobError(f"--learning-rate must be finite and > 0, got {arguments.learning_rate}")
     return TrainingJob(
-        entry.build(),
+        entry.build(**options),
         loss=losses.softmax_cross_entropy,
         optimizer=optax.adam(arguments.learning_rate),
         batch_size=arguments.batch_size,
