@@ -13,18 +13,24 @@ from .cases import STAGES, full_matrix, pairwise
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
         always = set(pairwise())
-        cells = [
-            pytest.param(case, id=str(case), marks=() if case in always else pytest.mark.exact)
-            for case in full_matrix()
-        ]
+        cells = []
+        for case in full_matrix():
+            marks = [pytest.mark.xdist_group(case.family)]  # what a family compiles is kept
+            if case not in always:
+                marks.append(pytest.mark.exact)
+            cells.append(pytest.param(case, id=str(case), marks=marks))
         metafunc.parametrize("case", cells)
 
 
 @pytest.fixture(scope="session")
 def compiled_cache(tmp_path_factory):
-    """Schedules and transports share programs: each is compiled once per process."""
+    """Oracle, schedules and transports share programs: each is compiled once."""
     folder = tmp_path_factory.mktemp("compiled")
-    jax.config.update("jax_compilation_cache_dir", str(folder / "here"))
+    shared = folder / "shared"
+    shared.mkdir()
+    for index in range(max(STAGES)):
+        (folder / f"device-{index}").symlink_to(shared)
+    jax.config.update("jax_compilation_cache_dir", str(shared))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     yield folder

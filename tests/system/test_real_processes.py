@@ -19,7 +19,7 @@ from support.families import family
 import crowdmesh_jax as cm
 from crowdmesh_jax.data import ArraySource
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,10 @@ def wait_until_gone(pids: list[int], limit_s: float = 10.0) -> bool:
 def test_ctrl_c_stops_cleanly_and_keeps_the_last_version(tmp_path):
     process, pids = start_script(tmp_path)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    try:
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert "stopped: [CM-512]" in out
     assert process.returncode == 0
     assert wait_until_gone(pids)

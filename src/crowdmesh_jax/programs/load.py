@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, str, str]
 Array = Any
 
-COMPILER_OPTIONS = {"xla_allow_excess_precision": False}
+COMPILER_OPTIONS: dict[str, Any] = {"xla_allow_excess_precision": False}
 """XLA may keep bfloat16 values in float32 inside a fusion. What is fused depends on the cut, so a
 plan would change results in the third digit; without the excess it changes nothing."""
 
