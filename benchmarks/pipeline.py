@@ -4,7 +4,7 @@ Two agents, a core each, 1F1B, 8 microbatches, a balanced net. Interleaved: each
 few steps with all layers on one device, then split over two, on the same agents. Written beside
 this script: ratios of medians, every figure, the machine.
 
-    python benchmarks/pipeline.py [--repeats 7] [--steps 12]
+    python benchmarks/pipeline.py [--repeats 7] [--steps 6]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import crowdmesh_jax as cm
 from crowdmesh_jax.runtime.emulation import available_cores
 
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
-WIDTH, LAYERS, BATCH, MICROBATCHES = 1024, 8, 512, 8
+WIDTH, LAYERS, BATCH, MICROBATCHES = 1024, 8, 1024, 8
 
 
 def make_job() -> tuple[cm.TrainingJob, cm.ArraySource]:
@@ -42,7 +42,7 @@ def make_job() -> tuple[cm.TrainingJob, cm.ArraySource]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
     job, data = make_job()
     crowd = cm.Crowd.local((1.0, 1.0))
