@@ -4,7 +4,7 @@ Both in this process, same data and seed; three stages against none. What a pipe
 this is nothing: it is bit-equal to the stage programs (`make exact`). Writes results/drift.json and
 prints the table of docs/exactness.md.
 
-    python benchmarks/drift.py [--steps 100]
+    python benchmarks/drift.py [--steps 100] [--family bf16]
 """
 
 from __future__ import annotations
@@ -61,11 +61,14 @@ def drift(name: str, optimizer: Any, steps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument(
+        "--family", action="append", help="these families only; other rows stay as they are"
+    )
     arguments = parser.parse_args()
-    rows = {}
+    rows = json.loads(RESULT.read_text())["rows"] if arguments.family else {}
     print("| family | " + " | ".join(OPTIMIZERS) + " | worst loss |")
     print("| --- |" + " --- |" * (len(OPTIMIZERS) + 1))
-    for name in FAMILIES:
+    for name in arguments.family or FAMILIES:
         row = {label: drift(name, make(), arguments.steps) for label, make in OPTIMIZERS.items()}
         rows[name] = row
         figures = " | ".join(f"{each['parameters']:.1e}" for each in row.values())

@@ -55,14 +55,14 @@ class Crew:
         if transport not in ("grpc", "memory"):
             raise InputError(f"transport must be 'grpc' or 'memory', got {transport!r}")
         self.transport_name: TransportName = transport
-        self.given: Crowd = crowd
         self.emulation: Emulation = emulate(crowd)
         if transport == "memory":
             # One process computes for all: no device has a pace of its own.
             self.emulation = Emulation(crowd=crowd, factor=1.0, cores={})
         self.crowd: Crowd = self.emulation.crowd
         self.hellos: dict[str, msg.Hello] = {}
-        self._log_dir = Path(log_dir) if log_dir is not None else None
+        self.log_dir = Path(log_dir) if log_dir is not None else None
+        """Where the agents' logs go; read when they start."""
         self._cache_dir = default_cache_dir() if cache_dir == "default" else cache_dir
         self._fleet = Fleet()
         self._loop = asyncio.new_event_loop()
@@ -109,7 +109,7 @@ class Crew:
         self._transport = transport
         address = await transport.start()
         self._run_task(self._receive(transport), "receive")
-        log_dir = self._log_dir or Path(tempfile.mkdtemp(prefix="crowdmesh-logs-"))
+        log_dir = self.log_dir or Path(tempfile.mkdtemp(prefix="crowdmesh-logs-"))
         cache_dir = Path(self._cache_dir) if self._cache_dir is not None else None
         self._fleet.spawn(self.emulation, address, log_dir, cache_dir)
         self._run_task(self._watch(), "watch")
@@ -165,7 +165,7 @@ class Crew:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join(5.0)
             if not self._thread.is_alive():
-                self._loop.close()
+                self._loop.close()  # one that never ran, too
 
     async def _stop(self) -> None:
         tasks = list(self._tasks)

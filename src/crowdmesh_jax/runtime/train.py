@@ -29,7 +29,7 @@ from ..programs import StageBundle, bundle_to_arrays
 from ..protocol import coordinator_events as ev
 from ..protocol.common import NonFinitePolicy, Tie
 from ..record import RunFolder
-from .crew import Crew, TransportName, launch
+from .crew import Crew, TransportName
 from .predict import predict_timeline
 from .result import (
     CheckpointEvent,
@@ -104,6 +104,7 @@ def train(
             crew.check_alive()
         else:
             crew = Crew(crowd, transport=transport)
+            stack.callback(crew.close)
         prediction = None
         if isinstance(plan, str):
             if plan != "auto":
@@ -113,7 +114,7 @@ def train(
             from ..solvers import partition
 
             tell(PhaseEvent(phase="plan"))
-            profiled = profile(job, crew.crowd, example)
+            profiled = profile(job, crew.crowd, example, calibrate=True)
             plan = partition(profiled, crew.crowd, solver=solver, schedule=schedule)
             prediction = predict(profiled, crew.crowd, plan)
         _check_plan(plan, job, crew.crowd)
@@ -123,9 +124,8 @@ def train(
         folder = RunFolder.create(runs_dir, name)
         if crew is not crowd:
             tell(PhaseEvent(phase="launch", detail=crew.emulation.describe()))
-            crew = stack.enter_context(
-                launch(crew.given, transport=transport, log_dir=folder.path / "logs")
-            )
+            crew.log_dir = folder.path / "logs"
+            crew.start()
         session = _Session(job, crew, data, plan, bundles, folder, steps, tell, prediction)
         return session.run(arrays, inputs_spec, checkpoint_every=checkpoint_every, measure=measure)
 
