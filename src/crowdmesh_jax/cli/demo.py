@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.set_defaults(
         batch_size=128,
-        microbatches=8,
+        microbatches=4,
         learning_rate=2e-3,
         solver="ilp",
         schedule="1f1b",
