@@ -160,8 +160,9 @@ def test_a_member_at_work_refuses_another_runs_install_and_lower_terms():
     event = me.MessageReceived(sender=HUB, message=install)
     state, (action,) = member.handle(body.state, event, 0.0)
     assert state == body.state
-    assert isinstance(action, me.Reject)
-    assert "Release comes first" in action.fault.text
+    assert isinstance(action.message, messages.Error)
+    assert (action.message.run, action.message.epoch) == ("r2", 1)
+    assert "Release or Halt of that run comes first" in action.message.fault.text
     for stale in (
         replace(install, run="r1", epoch=1),
         replace(install, run="r1", epoch=5, term=0),

@@ -287,8 +287,10 @@ def test_who_is_no_neighbour_is_refused_and_the_run_goes_on(kind, sender):
         sender = "d2" if sender == "d1" else sender  # stage 0's downstream is d1
     message = frame(kind)
     body.on(me.MessageReceived(sender=sender, message=message), ("array",))
-    assert [fault.kind for fault in body.rejects] == ["ProtocolError"]
-    assert sender in body.rejects[0].text
+    assert [reject.fault.kind for reject in body.rejects] == ["ProtocolError"]
+    assert sender in body.rejects[0].fault.text
+    # The run lives by the channels of its members and its coordinator: only others are closed.
+    assert body.rejects[0].is_stranger == (sender == "stranger")
     world.run()
     assert world.hub.completed == 9
 
@@ -405,7 +407,11 @@ def test_the_coordinator_refuses_strangers_and_tells_the_stale():
     world, _ = running()
     done = messages.Done(run="r1", epoch=1, step=3, verdict=Verdict())
     world.hub.on(me.MessageReceived(sender="stranger", message=done))
-    assert "stranger" in world.hub.rejects[0].text
+    (reject,) = world.hub.rejects
+    assert reject.is_stranger
+    assert "stranger" in reject.fault.text
+    world.hub.on(me.MessageReceived(sender="spare", message=replace(done, run="r0")))
+    assert len(world.hub.rejects) == 1, "late words of a run before, from a device left out of this"
     old = replace(done, epoch=0)
     committed = world.hub.state.committed
     world.hub.on(me.MessageReceived(sender="d0", message=old))

@@ -144,7 +144,7 @@ class Hub:
     shards: dict[Slot, Any] = field(default_factory=dict)
     checkpoints: dict[int, list[Any]] = field(default_factory=dict)
     news: list[Any] = field(default_factory=list)
-    rejects: list[Fault] = field(default_factory=list)
+    rejects: list[me.Reject] = field(default_factory=list)
     fault: Fault | None = None
     completed: int | None = None
 
@@ -178,8 +178,8 @@ class Hub:
                     self.shown.append(news)
                 case ce.Announce(news=news):
                     self.news.append(news)
-                case me.Reject(fault=fault):
-                    self.rejects.append(fault)
+                case me.Reject():
+                    self.rejects.append(action)
                 case ce.HaltRun(fault=fault):
                     self.fault = fault
                 case ce.Complete(version=version):
@@ -205,7 +205,7 @@ class Member:
     """Steps whose batch is here."""
     queue: deque[Any] = field(default_factory=deque)
     free_s: float = 0.0
-    rejects: list[Fault] = field(default_factory=list)
+    rejects: list[me.Reject] = field(default_factory=list)
     fault: Fault | None = None
     is_dead: bool = False
 
@@ -244,8 +244,8 @@ class Member:
                 self.later(me.StageMeasured(seconds={"forward": float(repeats)}))
             case me.RequestData(step=step):
                 self.later(me.DataReady(step=step))
-            case me.Reject(fault=fault):
-                self.rejects.append(fault)
+            case me.Reject():
+                self.rejects.append(action)
             case me.Fail(fault=fault):
                 self.fault = fault
             case me.Unload():

@@ -101,6 +101,29 @@ async def test_a_frame_arrives_as_it_was_sent_in_both_directions(crowd):
             assert before_s <= got.received_s <= time.monotonic()
 
 
+@claim
+async def test_a_disconnected_peer_and_this_side_are_told_and_others_are_not(crowd):
+    a, b = await crowd.pair()
+    c = await crowd.add("c")
+    await a.connect("c", crowd.addresses["c"], deadline_s=5)
+    a.disconnect("b", "it broke a rule")
+    gone = await a.receive()
+    assert isinstance(gone, PeerGone)
+    assert (gone.peer, gone.reason) == ("b", "it broke a rule")
+    told = await b.receive()
+    assert isinstance(told, PeerGone)
+    assert told.peer == "a"
+    assert a.peers == {"c"}
+    with pytest.raises(PeerLostError):
+        await a.send("b", Frame({}), Lane.CONTROL)
+    a.disconnect("b", "again")  # harmless
+    await a.send("c", Frame({"still": "here"}), Lane.CONTROL)
+    got = await c.receive()
+    assert isinstance(got, Received)
+    await a.connect("b", crowd.addresses["b"], deadline_s=5)
+    assert a.peers == {"b", "c"}
+
+
 class StillComputed:
     """Behaves as a jax array that is not ready: reading it blocks."""
 

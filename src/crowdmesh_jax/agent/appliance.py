@@ -167,8 +167,10 @@ class Appliance:
                 self._spawn(self._load(install, self._extra), "load")
             case ev.MeasureStage(repeats=repeats):
                 self._measure(repeats)
-            case ev.Reject(sender=sender, fault=fault):
-                logger.error("refused: %s (from %s)", fault.text, sender)
+            case ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger):
+                logger.error("refused: %s", fault.text)
+                if is_stranger:
+                    self.transport.disconnect(sender, fault.text)
             case ev.Fail(fault=fault):
                 logger.error("failed: %s: %s", fault.kind, fault.text)
             case ev.Unload():

@@ -400,10 +400,14 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
         return  # of a run that is over there; a member that matters will miss a deadline
     if state.is_over or state.start is None:
         return
+    if message.run != state.run and sender not in state.devices:
+        return  # left over from a run before, of a device that this plan leaves out
     handler = _ON_MESSAGE.get(type(message))
     if handler is None or sender not in state.devices or sender not in state.members:
         text = f"{type(message).__name__} from {sender}, which may not send it"
-        turn.do(ev.Reject(sender=sender, fault=Fault(kind="ProtocolError", text=text)))
+        fault = Fault(kind="ProtocolError", text=text)
+        is_stranger = sender not in state.devices
+        turn.do(ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger))
         return
     if message.run != state.run or message.epoch < state.epoch:  # R7
         reply = msg.StaleEpoch(run=message.run, epoch=message.epoch, active=state.epoch)

@@ -9,7 +9,7 @@ what follows it begins (I11). It knows no rules of its own.
     Keep              hold the frame's arrays (a shard of a checkpoint)      -
     WriteCheckpoint   write shards and manifest of a version, atomically     CheckpointWritten
     Announce          show; demands nothing                                  -
-    Reject            log once, close the channel to that device             -
+    Reject            log; a stranger: close the channel to it               -
     Complete          the run has its result                                 -
     HaltRun           raise `fault.error()` to the user, after tidying up    -
 """

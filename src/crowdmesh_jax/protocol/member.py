@@ -115,8 +115,13 @@ def _on_install(turn: MemberTurn, install: msg.Install) -> None:
     state = turn.state
     new_run = install.run != state.run
     if new_run and state.phase is not Phase.IDLE:
-        why = f"it holds a stage of run {state.run!r} ({state.phase.value}); Release comes first"
-        reject(turn, state.coordinator, install, why)
+        # Said to who asks, under the run it asks for: it would wait out its deadline for Ready.
+        text = (
+            f"{state.device} was to install a stage of run {install.run!r}, but holds one of run"
+            f" {state.run!r} ({state.phase.value}); Release or Halt of that run comes first"
+        )
+        fault = Fault(kind="ProtocolError", text=text)
+        turn.tell(msg.Error(run=install.run, epoch=install.epoch, fault=fault))
         return
     term, fence = (0, 0) if new_run else (state.term, state.fence)
     if (

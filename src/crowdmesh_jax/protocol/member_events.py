@@ -19,7 +19,7 @@ nothing that was issued before it. It knows no rules of its own.
     Adopt          put new values of borrowed leaves in place                -
     Snapshot       keep an immutable copy of the stage's state               Snapshotted
     SendMessage    send, with the arrays of `attach`                         -
-    Reject         log once, close the channel to that peer                  -
+    Reject         log; a stranger: close the channel to it                  -
     Fail           log; the member stands still until Halt or Release        -
     Unload         drop the stage, its queue and its slots                   -
 """
@@ -259,10 +259,12 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """`sender` is not entitled to what it sent: log once, close its channel; the run goes on."""
+    """`sender` is not entitled to what it sent; the run goes on."""
 
     sender: str
     fault: Fault
+    is_stranger: bool = True
+    """No part of this run: its channel is closed. The run lives by the channels of the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

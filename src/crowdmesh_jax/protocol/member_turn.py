@@ -65,7 +65,11 @@ class MemberTurn:
 def reject(turn: MemberTurn, sender: str, message: msg.Message, why: str) -> None:
     what = type(message).__name__
     text = f"{turn.state.device} got {what} from {sender}, refused: {why}"
-    turn.do(ev.Reject(sender=sender, fault=Fault(kind="ProtocolError", text=text)))
+    state = turn.state
+    members = state.plan.devices if state.install is not None else ()
+    is_stranger = sender != state.coordinator and sender not in members
+    fault = Fault(kind="ProtocolError", text=text)
+    turn.do(ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger))
 
 
 def expect_phase(state: MemberState, message: Any, *phases: Phase) -> None:

@@ -209,8 +209,10 @@ class Run:
                 self._spawn(self._write_checkpoint(version, is_final), "checkpoint")
             case ev.Announce(news=news):
                 self._on_news(news)
-            case ev.Reject(sender=sender, fault=fault):
-                logger.error("refused: %s (from %s)", fault.text, sender)
+            case ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger):
+                logger.error("refused: %s", fault.text)
+                if is_stranger:
+                    self._crew.transport.disconnect(sender, fault.text)
             case ev.Complete():
                 self._end(None)
             case ev.HaltRun(fault=fault):

@@ -112,6 +112,13 @@ class Transport(Protocol):
         """The next frame from anyone, in order per peer and lane."""
         ...
 
+    def disconnect(self, peer: str, reason: str) -> None:
+        """Ends the channel to one peer at once; what is queued is dropped.
+
+        Both sides receive `PeerGone`, this side with `reason`. Harmless without a channel.
+        """
+        ...
+
     async def close(self) -> None:
         """Sends what is queued for a bounded time, then closes all channels. Idempotent."""
         ...

@@ -285,6 +285,11 @@ class GrpcTransport:
     async def receive(self) -> Received | PeerGone:
         return await self._inbox.get()
 
+    def disconnect(self, peer: str, reason: str) -> None:
+        link = self._links.get(peer)
+        if link is not None:
+            link.end(reason)
+
     async def close(self) -> None:
         if self._closed:
             return

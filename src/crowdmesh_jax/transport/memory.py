@@ -146,6 +146,12 @@ class MemoryTransport:
     async def receive(self) -> Received | PeerGone:
         return await self._inbox.get()
 
+    def disconnect(self, peer: str, reason: str) -> None:
+        other = self._peers.get(peer)
+        if other is not None:
+            self._forget(peer, reason)
+            other._forget(self._device, f"{self._device!r} ended the channel")
+
     async def close(self) -> None:
         if self._closed:
             return

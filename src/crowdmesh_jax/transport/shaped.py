@@ -188,6 +188,9 @@ class ShapedTransport:
                 self._ended.append(pacer)
         return item
 
+    def disconnect(self, peer: str, reason: str) -> None:
+        self._inner.disconnect(peer, reason)
+
     async def close(self) -> None:
         if self._closed:
             return
