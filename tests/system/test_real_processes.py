@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -87,6 +89,26 @@ def test_the_trace_shows_measured_next_to_predicted_for_each_device(crew, tmp_pa
     kinds = {e["name"].split()[0] for e in trace if e["ph"] == "X"}
     assert {"forward", "backward", "update", "send", "receive"} <= kinds
     assert any(e["ph"] == "s" for e in trace), "arrows from sends to receives"
+
+
+@pytest.mark.parametrize("transport", ["memory", "grpc"])
+def test_each_hop_is_timed_before_the_run_over_the_link_as_it_is_emulated(transport, tmp_path):
+    job, data = small_job()
+    slow = cm.Link(source="device-1", target="device-0", bandwidth_bytes_per_s=1e6, latency_s=0.05)
+    crowd = cm.Crowd.local((1.0, 1.0, 1.0))
+    crowd = dataclasses.replace(crowd, links=(*crowd.links, slow))
+    seen = []
+    with cm.launch(crowd, transport=transport) as agents:
+        plan = plan_for(job, agents, stages=3)
+        cm.train(job, agents, data, steps=1, plan=plan, runs_dir=tmp_path, on_event=seen.append)
+    (measured,) = (event for event in seen if isinstance(event, cm.MeasuredEvent))
+    hops = {device: found.get("round_trip") for device, found in measured.programs_s.items()}
+    assert hops["device-2"] is None, "it has no neighbour below"
+    assert 0.05 < hops["device-0"] < 0.5, "back over the slow link"
+    assert 0 < hops["device-1"] < 0.05
+    # Each microbatch of a step waits for the slow link once; a step pays it at least once.
+    assert measured.prediction_s > 0.05
+    assert not asyncio.all_tasks(agents._loop), "emulated links end with their agents"
 
 
 def test_agents_serve_one_run_after_another_and_a_source_that_stays_at_home(crew, tmp_path):

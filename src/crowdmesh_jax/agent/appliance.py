@@ -20,10 +20,11 @@ from ..execution import Pace, Timed
 from ..protocol import member as machine
 from ..protocol import member_events as ev
 from ..protocol import messages as msg
-from ..protocol.common import Fault, Slot
+from ..protocol.common import ROUND_TRIP, Fault, Slot
 from ..transport import GrpcTransport, Lane, PeerGone, Received, ShapedTransport, Transport
 from .compute import ComputeThread
 from .envelope import Envelope, Group, seal, unseal
+from .probe import Probe, is_probe
 from .stage import HeldStage
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Appliance:
             coordinator=machine.DeviceId(coordinator),
         )
         self._pace = Pace(speed)
+        self._probe = Probe(self._send_probe, self._pass_compute)
         self._events: asyncio.Queue[tuple[ev.MemberEvent, Envelope | None]] = asyncio.Queue()
         self._slots: dict[Slot, Group] = {}
         self._held: HeldStage | None = None
@@ -63,7 +65,7 @@ class Appliance:
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
-        """Serves runs until the coordinator's channel ends."""
+        """Serves runs until the coordinator's channel ends; then closes the transport."""
         self._compute = ComputeThread(self._pace, asyncio.get_running_loop())
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -75,6 +77,7 @@ class Appliance:
                 handling.cancel()
         finally:
             self._compute.close()
+            await self.transport.close()
 
     # What happens --------------------------------------------------------------------------------
 
@@ -98,7 +101,10 @@ class Appliance:
             return
         message = envelope.message
         if message is None:
-            self._take_rows(envelope)
+            if is_probe(envelope.extra):
+                self._take_probe(item.peer, envelope)
+            else:
+                self._take_rows(envelope)
             return
         if isinstance(message, (msg.Forward, msg.Backward)):
             kind = "receive_forward" if isinstance(message, msg.Forward) else "receive_backward"
@@ -120,6 +126,11 @@ class Appliance:
         for (_, part, _), array in (envelope.groups[0] if envelope.groups else {}).items():
             parts[part].append(array)
         self._held.rows.arrived(step, parts)
+
+    def _take_probe(self, peer: str, envelope: Envelope) -> None:
+        if self._held is not None:
+            answer = self._held.worker.manifest.gradient_out
+            self._spawn(self._probe.arrived(peer, envelope.extra, answer), "probe")
 
     async def _tick(self) -> None:
         while True:
@@ -166,7 +177,7 @@ class Appliance:
             case ev.LoadStage(install=install):
                 self._spawn(self._load(install, self._extra), "load")
             case ev.MeasureStage(repeats=repeats):
-                self._measure(repeats)
+                self._spawn(self._measure(repeats), "measuring the stage")
             case ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger):
                 logger.error("refused: %s", fault.text)
                 if is_stranger:
@@ -359,24 +370,24 @@ class Appliance:
 
         self._queue(("snapshot", action.version, None), held.worker.snapshot, then)
 
-    def _measure(self, repeats: int) -> None:
-        held = self._stage
-
-        def then(seconds: dict[str, float]) -> ev.MemberEvent:
-            return ev.StageMeasured(seconds=seconds)
-
+    async def _measure(self, repeats: int) -> None:
+        """Times the programs and the way to the neighbour below; all others stand still."""
         assert self._compute is not None
-        life = self._life
+        held, life = self._stage, self._life
+        seconds = await self._compute.run(lambda: held.measure(self._pace, repeats))
+        below = self.state.downstream
+        if below is not None:
+            sent = held.worker.manifest.boundary_out
+            seconds[ROUND_TRIP] = await self._probe.round_trip_s(below, sent)
+        if life == self._life:
+            self._put(ev.StageMeasured(seconds=seconds))
 
-        def done(timed: Timed | None, error: BaseException | None) -> None:
-            if life != self._life:
-                return
-            if error is not None or timed is None:
-                self._body_failed("measuring the stage", error or RuntimeError("no result"))
-            else:
-                self._put(then(timed.result))
+    async def _send_probe(self, to: str, envelope: Envelope) -> None:
+        await self.transport.send(to, seal(envelope), Lane.PIPELINE)
 
-        self._compute.submit(lambda: held.measure(self._pace, repeats), done, paced=False)
+    async def _pass_compute(self) -> None:
+        assert self._compute is not None
+        await self._compute.run(lambda: None)
 
     # Around the run ------------------------------------------------------------------------------
 

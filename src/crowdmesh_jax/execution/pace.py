@@ -94,7 +94,7 @@ def _fresh(inputs: Mapping[Any, Any], donated: Set[Any]) -> dict[Any, Any]:
 
 def _sample(spec: LeafSpec, rng: np.random.Generator) -> np.ndarray:
     """Values that keep a program on its usual path: small normals, zeros for integers."""
-    dtype = np.dtype(_numpy_dtype(spec.dtype))
+    dtype = spec.numpy_dtype
     if dtype.kind in "iub":
         return np.zeros(spec.shape, dtype)
     if spec.role in ("opt", "grad", "tied_grad", "cut", "state"):
@@ -102,12 +102,3 @@ def _sample(spec: LeafSpec, rng: np.random.Generator) -> np.ndarray:
     if spec.role in ("inv_weight", "shared", "global"):
         return np.ones(spec.shape, dtype)
     return (0.1 * rng.standard_normal(spec.shape)).astype(dtype)
-
-
-def _numpy_dtype(name: str) -> Any:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes  # comes with jax
-
-        return getattr(ml_dtypes, name)

@@ -35,7 +35,10 @@ Programs of a stage (`[...]`: only some stages or optimizers have it):
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 FORMAT_VERSION = 1
 
@@ -53,6 +56,20 @@ class LeafSpec:
     @property
     def key(self) -> tuple[str, str, str]:
         return self.role, self.layer, self.path
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """`dtype` for numpy, which knows bfloat16 and its like only through ml_dtypes."""
+        try:
+            return np.dtype(self.dtype)
+        except TypeError:
+            import ml_dtypes  # comes with jax
+
+            return np.dtype(getattr(ml_dtypes, self.dtype))
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

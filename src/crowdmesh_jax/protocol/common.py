@@ -15,6 +15,8 @@ from ..core.plan import PipelinePlan
 from ..errors import CrowdMeshError
 
 LaneName = Literal["pipeline", "control", "bulk"]
+ROUND_TRIP = "round_trip"
+"""Among measured seconds: a microbatch to the neighbour below and its gradient back, no compute."""
 """The values of `transport.api.Lane`; this room may not import that one."""
 
 SlotKind = Literal[

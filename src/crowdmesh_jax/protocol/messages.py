@@ -149,7 +149,7 @@ class Measured(_OfEpoch):
     """Answer to Measure."""
 
     seconds: Mapping[str, float]
-    """Program ("forward", "backward", "update", ...) -> seconds of one call."""
+    """Program ("forward", "backward", "update", ...) -> seconds of one call; and `ROUND_TRIP`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a step should take, from stage times that each device measured alone.
+"""What a step should take, from stage times and hops that each device measured alone.
 
 The same schedule and `evaluate` as the planner's; only the seconds come from the devices and the
 bytes from the programs' own boundaries.
@@ -6,28 +6,19 @@ bytes from the programs' own boundaries.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from ..core import Crowd, CutTimes, PipelinePlan, StageTimes, Timeline, evaluate, schedule_for
 from ..programs.manifest import LeafSpec, StageManifest
+from ..protocol.common import ROUND_TRIP
 
 Seconds = Mapping[str, Mapping[str, float]]
 
 
 def leaf_bytes(leaves: Sequence[LeafSpec]) -> int:
     """Bytes of boundary leaves as they travel."""
-    return sum(int(np.prod(leaf.shape)) * _item_bytes(leaf.dtype) for leaf in leaves)
-
-
-def _item_bytes(dtype: str) -> int:
-    try:
-        return np.dtype(dtype).itemsize
-    except TypeError:
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, dtype)).itemsize
+    return sum(leaf.size_bytes for leaf in leaves)
 
 
 def stage_times(seconds: Mapping[str, float], is_last: bool) -> StageTimes:
@@ -55,14 +46,28 @@ def predict_timeline(
         down, back = crowd.link(upper, lower), crowd.link(lower, upper)
         assert down is not None, "the plan was checked against the crowd"
         assert back is not None, "the plan was checked against the crowd"
-        down_bytes = leaf_bytes(manifests[index].boundary_out)
-        back_bytes = leaf_bytes(manifests[index].gradient_in)
-        cuts.append(
-            CutTimes(
-                forward_latency_s=down.latency_s,
-                forward_transfer_s=down_bytes / down.bandwidth_bytes_per_s,
-                backward_latency_s=back.latency_s,
-                backward_transfer_s=back_bytes / back.bandwidth_bytes_per_s,
-            )
+        cut = CutTimes(
+            forward_latency_s=down.latency_s,
+            forward_transfer_s=leaf_bytes(manifests[index].boundary_out)
+            / down.bandwidth_bytes_per_s,
+            backward_latency_s=back.latency_s,
+            backward_transfer_s=leaf_bytes(manifests[index].gradient_in)
+            / back.bandwidth_bytes_per_s,
         )
+        round_trip_s = seconds.get(upper, {}).get(ROUND_TRIP)
+        cuts.append(cut if round_trip_s is None else with_round_trip(cut, round_trip_s))
     return evaluate(schedule_for(plan), stages, cuts)
+
+
+def with_round_trip(cut: CutTimes, round_trip_s: float) -> CutTimes:
+    """The cut with the latencies that explain a measured round trip of one microbatch.
+
+    The transfers stay as they are: what a link's rate does not explain (sockets, threads, the event
+    loop) delays a frame, but mostly lets the next one follow at once.
+    """
+    extra_s = (round_trip_s - cut.round_trip_s) / 2
+    return dataclasses.replace(
+        cut,
+        forward_latency_s=max(0.0, cut.forward_latency_s + extra_s),
+        backward_latency_s=max(0.0, cut.backward_latency_s + extra_s),
+    )
