@@ -51,6 +51,8 @@ def test_every_message_survives_json(message):
 @given(st.sampled_from(records.RECORDS).flatmap(st.from_type))
 def test_every_record_survives_json(record):
     assert record_from_plain(over_json(record_to_plain(record))) == record
+    journalled = {"seq": 3, "at_s": 1.5, **record_to_plain(record)}
+    assert record_from_plain(journalled) == record
 
 
 @settings(max_examples=200, deadline=None)

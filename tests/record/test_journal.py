@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crowdmesh_jax.errors import RecordError
-from crowdmesh_jax.record import Journal, read_journal
+from crowdmesh_jax.record import Journal, journal_writer, read_journal, read_sound_records
 
 texts = st.text(max_size=12)
 names = st.text("abcdefg", min_size=1, max_size=6)
@@ -146,3 +146,27 @@ def test_a_closed_or_missing_journal_is_told(tmp_path):
         read_journal(tmp_path / "none.jsonl")
     with pytest.raises(RecordError, match="No such file"):
         Journal(tmp_path / "no" / "folder.jsonl")
+
+
+def test_what_is_sound_can_be_shown_beside_what_is_damaged(tmp_path):
+    path = tmp_path / "events.jsonl"
+    with Journal(path) as journal:
+        for step in range(4):
+            journal.append({"step": step})
+    assert read_sound_records(path) == (read_journal(path), None)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1] + lines[2].replace(b"2", b"7", 1) + lines[3])
+    records, damage = read_sound_records(path)
+    assert records == [{"seq": 0, "step": 0}, {"seq": 1, "step": 1}]
+    assert damage is not None
+    assert "record 2 at byte" in damage
+
+
+def test_who_holds_a_journal_is_told_while_he_does(tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert journal_writer(path) is None  # none was ever made
+    with Journal(path):
+        assert journal_writer(path) == os.getpid()
+    assert journal_writer(path) is None
+    with Journal(path):  # asking took nothing that would keep the next writer out
+        pass

@@ -6,9 +6,9 @@ import tomllib
 import numpy as np
 import pytest
 
-from crowdmesh_jax.core import Crowd, PipelinePlan
+from crowdmesh_jax.core import Crowd, CutTimes, MemoryBreakdown, PipelinePlan, StageTimes
 from crowdmesh_jax.errors import FormatError, RecordError
-from crowdmesh_jax.record import RunFolder, chrome_trace, write_atomic
+from crowdmesh_jax.record import RunFolder, RunPrediction, chrome_trace, write_atomic
 
 
 def test_a_run_leaves_all_its_files(tmp_path):
@@ -28,6 +28,8 @@ def test_a_run_leaves_all_its_files(tmp_path):
     assert again.read_plan() == plan
     assert again.load_checkpoint(job_sha256="x").version == 1
     config = tomllib.loads(again.config_path.read_text())
+    assert config == again.read_config()
+    assert config["format_version"] == 1
     assert config["seed"] == 0
     assert config["x"] == [1]
     assert config["crowd"]["devices"][1]["speed"] == 0.5
@@ -79,3 +81,59 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     with pytest.raises(RecordError, match="cannot write"):
         write_atomic(tmp_path / "no" / "file", b"")
+
+
+PREDICTION = RunPrediction(
+    stages=(StageTimes(forward_s=0.1, backward_s=0.2), StageTimes(forward_s=0.0, backward_s=0.3)),
+    cuts=(CutTimes(forward_transfer_s=0.01),),
+    step_s=1.5,
+    memory={"a": MemoryBreakdown(parameter_bytes=7)},
+)
+
+
+def test_a_prediction_is_kept_and_makes_its_timeline_again(tmp_path):
+    folder = RunFolder.create(tmp_path, "mine")
+    folder.write_prediction(PREDICTION)
+    again = folder.read_prediction()
+    assert again == PREDICTION
+    timeline = again.timeline(PipelinePlan.even(2, ["a", "b"], microbatches=3))
+    assert len(timeline.ops) == 2 * 2 * 3
+    assert timeline.stage_ops(0)[0].end_s == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"format_version": 2, "stages": []}', "format version 2 is newer than 1.*upgrade"),
+        ('{"format_version": 1', "damaged"),
+        ("[]", "damaged: format version None"),
+        ('{"format_version": 1, "stages": [], "cuts": []}', "missing field 'step_s'"),
+        (
+            '{"format_version":1,"stages":[{"forward_s":-1,"backward_s":0}],"cuts":[],"step_s":1}',
+            "forward_s must be finite and >= 0",
+        ),
+    ],
+)
+def test_a_prediction_that_cannot_be_read_is_told_with_its_file(tmp_path, text, told):
+    folder = RunFolder.create(tmp_path, "mine")
+    folder.prediction_path.write_text(text)
+    with pytest.raises(RecordError, match=told) as caught:
+        folder.read_prediction()
+    assert "prediction.json" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"format_version = 2", "format version 2 is newer than 1.*upgrade"),
+        (b"format_version = 'x'", "damaged: format version 'x'"),
+        (b"[job", "damaged"),
+        (b"a = '\xff'", "damaged"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_told_with_its_file(tmp_path, text, told):
+    folder = RunFolder.create(tmp_path, "mine")
+    folder.config_path.write_bytes(text)
+    with pytest.raises(RecordError, match=told) as caught:
+        folder.read_config()
+    assert "config.toml" in caught.value.message

@@ -15,8 +15,8 @@ from crowdmesh_jax.core import (
     evaluate,
     make_schedule,
 )
-from crowdmesh_jax.errors import InvalidValueError
-from crowdmesh_jax.record import TraceEvent, chrome_trace, timeline_events
+from crowdmesh_jax.errors import InvalidValueError, RecordError
+from crowdmesh_jax.record import TraceEvent, chrome_trace, timeline_events, trace_events
 
 spans = st.tuples(st.integers(0, 10**6), st.integers(0, 10**5)).map(
     lambda t: {"start_s": t[0] / 1e6, "end_s": (t[0] + t[1]) / 1e6}
@@ -143,3 +143,29 @@ def test_a_predicted_timeline_stands_beside_the_step_it_predicts():
 def test_times_that_make_no_sense_are_refused(start_s, end_s):
     with pytest.raises(InvalidValueError, match="trace event 'forward' of 'd0'"):
         _event("d0", "forward", start_s, end_s)
+
+
+def _told(event, origin_s):
+    """What an event says, times to the nanosecond that a trace keeps."""
+    start, end = round((event.start_s - origin_s) * 1e6), round((event.end_s - origin_s) * 1e6)
+    rest = (event.device, event.kind, event.step, event.microbatch, event.predicted, event.peer)
+    return str((start, end, *rest))
+
+
+@given(st.lists(events, max_size=20))
+def test_a_trace_read_back_holds_the_events_that_made_it(given_events):
+    read = trace_events(json.loads(json.dumps(chrome_trace(given_events))))
+    origin_s = min((e.start_s for e in given_events), default=0.0)
+    assert sorted(_told(e, 0) for e in read) == sorted(_told(e, origin_s) for e in given_events)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        None, [], {}, {"traceEvents": 3}, {"traceEvents": [3]}, {"traceEvents": [{}]},
+        {"traceEvents": [{"ph": "X", "pid": 1, "name": "forward", "args": {"step": 1}}]},
+    ],
+)  # fmt: skip
+def test_what_is_no_trace_is_told(trace):
+    with pytest.raises(RecordError, match=r"trace\.json: damaged"):
+        trace_events(trace, "trace.json")

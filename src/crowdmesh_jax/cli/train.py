@@ -29,6 +29,7 @@ from .inputs import (
 if TYPE_CHECKING:
     from ..model import TrainingJob
     from ..runtime import TrainResult
+    from ..solvers import PartitionResult
 
 HELP = "train a model over a crowd; leaves a folder in runs/"
 EXAMPLES = """\
@@ -90,15 +91,17 @@ def run_training(
     from .live import JsonView, LiveView
 
     emulation = emulate(crowd)
+    solved = None
     if plan is None:
-        plan = _solve(arguments, job, emulation.crowd, example)
+        solved = _solve(arguments, job, emulation.crowd, example)
+        plan = solved.plan
     view = JsonView() if arguments.json else LiveView(plan, emulation.crowd)
     with view:
         result = train(
             job,
             crowd,
             data,
-            plan=plan,
+            plan=solved or plan,
             steps=arguments.steps,
             transport=arguments.transport,
             runs_dir=arguments.runs_dir,
@@ -114,7 +117,7 @@ def run_training(
 
 def _solve(
     arguments: argparse.Namespace, job: TrainingJob, crowd: Crowd, example: tuple[Any, Any]
-) -> PipelinePlan:
+) -> PartitionResult:
     from ..solvers import make_solver, solve
 
     solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
@@ -126,7 +129,7 @@ def _solve(
     else:
         print(solved.explain())
         print(flush=True)
-    return solved.plan
+    return solved
 
 
 def _step_line(result: TrainResult) -> str:

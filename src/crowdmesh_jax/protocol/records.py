@@ -97,6 +97,8 @@ Record = (
 RECORDS: tuple[type, ...] = (
     Term, Epoch, Decision, MembersMeasured, Resumed, StepCommitted, Wave, Finish, Halted,
 )  # fmt: skip
+JOURNAL_FIELDS = ("seq", "at_s")
+"""What a journal adds to a record: its number, and when it was written (Unix time)."""
 _BY_KIND = {cls.__name__: cls for cls in RECORDS}
 
 
@@ -106,7 +108,7 @@ def record_to_plain(record: Record) -> dict[str, Any]:
 
 
 def record_from_plain(plain: Any) -> Record:
-    """Reads what `record_to_plain` made.
+    """Reads what `record_to_plain` made, with or without the journal's own fields.
 
     Raises:
         FormatError: Not a record, of unknown kind, or with unknown, missing or bad fields.
@@ -117,7 +119,7 @@ def record_from_plain(plain: Any) -> Record:
         raise FormatError(
             f"record: unknown kind {str(kind)[:40]!r}; known: {', '.join(sorted(_BY_KIND))}"
         )
-    fields = {name: item for name, item in plain.items() if name != "kind"}
+    fields = {name: item for name, item in plain.items() if name not in ("kind", *JOURNAL_FIELDS)}
     try:
         return values.from_plain(cls, fields, cls.__name__)
     except FormatError:

@@ -3,19 +3,24 @@
 from .checkpoint import Checkpoint, load_checkpoint, read_manifest, save_checkpoint
 from .files import write_atomic
 from .folder import RunFolder
-from .journal import Journal, read_journal
-from .trace import TraceEvent, chrome_trace, timeline_events
+from .journal import Journal, journal_writer, read_journal, read_sound_records
+from .prediction import RunPrediction
+from .trace import TraceEvent, chrome_trace, timeline_events, trace_events
 
 __all__ = [
     "Checkpoint",
     "Journal",
     "RunFolder",
+    "RunPrediction",
     "TraceEvent",
     "chrome_trace",
+    "journal_writer",
     "load_checkpoint",
     "read_journal",
     "read_manifest",
+    "read_sound_records",
     "save_checkpoint",
     "timeline_events",
+    "trace_events",
     "write_atomic",
 ]

@@ -3,6 +3,7 @@
     runs/NAME/
         config.toml     the job, crowd and options, resolved
         plan.json       the plan that ran
+        prediction.json what a step was predicted to take, before the first one
         events.jsonl    every event and action of the coordinator, checksummed
         metrics.jsonl   a line per committed step
         trace.json      opens in Perfetto
@@ -17,6 +18,7 @@ import itertools
 import json
 import re
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,15 @@ from typing import Any
 import numpy as np
 
 from ..core import PipelinePlan, values
-from ..errors import RecordError
+from ..errors import FormatError, RecordError
 from .checkpoint import Checkpoint, Key, load_checkpoint, save_checkpoint
-from .files import record_errors, sync_folder, write_atomic
+from .files import read_bytes, record_errors, sync_folder, write_atomic
 from .journal import Journal
+from .prediction import FORMAT_VERSION as PREDICTION_VERSION
+from .prediction import RunPrediction
 
+FORMAT_VERSION = 1
+"""Of the folder as a whole: its files, and what is in them."""
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
@@ -102,6 +108,10 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def prediction_path(self) -> Path:
+        return self.path / "prediction.json"
+
+    @property
     def events_path(self) -> Path:
         return self.path / "events.jsonl"
 
@@ -121,8 +131,21 @@ class RunFolder:
         """Writes `config.toml` from a dataclass or mapping; None fields are left out."""
         import tomli_w
 
-        plain = _without_none(values.to_plain(config))
+        plain = {"format_version": FORMAT_VERSION, **_without_none(values.to_plain(config))}
         write_atomic(self.config_path, tomli_w.dumps(plain).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """What `config.toml` holds, as plain values.
+
+        Raises:
+            RecordError: It is missing or damaged, or a newer release wrote it.
+        """
+        try:
+            config = tomllib.loads(read_bytes(self.config_path).decode())
+        except ValueError as exc:  # not UTF-8, not TOML
+            raise RecordError(f"{self.config_path}: damaged: {exc}") from exc
+        _check_version(self.config_path, config.get("format_version", 1), FORMAT_VERSION)
+        return config
 
     def write_plan(self, plan: PipelinePlan) -> None:
         """Writes `plan.json`."""
@@ -135,6 +158,29 @@ class RunFolder:
             FormatError: There is none, or the file is damaged.
         """
         return values.load(PipelinePlan, self.plan_path)
+
+    def write_prediction(self, prediction: RunPrediction) -> None:
+        """Writes `prediction.json`."""
+        write_atomic(self.prediction_path, (values.to_json(prediction, indent=1) + "\n").encode())
+
+    def read_prediction(self) -> RunPrediction:
+        """What a step was predicted to take.
+
+        Raises:
+            RecordError: There is none, it is damaged, or a newer release wrote it.
+        """
+        path = self.prediction_path
+        try:
+            plain = json.loads(read_bytes(path))
+            told = plain.get("format_version") if isinstance(plain, dict) else None
+            _check_version(path, told, PREDICTION_VERSION)
+            return values.from_plain(RunPrediction, plain, str(path))
+        except RecursionError as exc:
+            raise RecordError(f"{path}: damaged: nested too deep") from exc
+        except FormatError as exc:
+            raise RecordError(f"damaged: {exc.message}") from exc
+        except ValueError as exc:  # not JSON, or times that make no sense
+            raise RecordError(f"{path}: damaged: {exc}") from exc
 
     def write_trace(self, trace: Mapping[str, Any]) -> None:
         """Writes `trace.json` (see `chrome_trace`)."""
@@ -157,6 +203,16 @@ class RunFolder:
     def load_checkpoint(self, *, job_sha256: str | None = None) -> Checkpoint:
         """The run's checkpoint; see `crowdmesh_jax.record.load_checkpoint`."""
         return load_checkpoint(self.checkpoint_path, job_sha256=job_sha256)
+
+
+def _check_version(path: Path, told: object, newest: int) -> None:
+    if not isinstance(told, int) or told < 1:
+        raise RecordError(f"{path}: damaged: format version {told!r}")
+    if told > newest:
+        raise RecordError(
+            f"{path}: format version {told} is newer than {newest}, the newest that this release"
+            " reads; upgrade crowdmesh-jax"
+        )
 
 
 def _without_none(plain: Any) -> Any:

@@ -33,6 +33,8 @@ class _Scan:
     records: list[dict[str, Any]]
     whole_bytes: int
     torn_bytes: int
+    damage: str | None
+    """What is wrong with the record after the last one."""
 
 
 def encode_record(seq: int, record: Mapping[str, Any]) -> bytes:
@@ -64,6 +66,7 @@ def _decode(line: bytes) -> dict[str, Any] | None:
 
 
 def _scan(path: Path) -> _Scan:
+    """Reads up to the first record that does not fit."""
     data = read_bytes(path)
     whole = data.rfind(b"\n") + 1
     records: list[dict[str, Any]] = []
@@ -71,13 +74,21 @@ def _scan(path: Path) -> _Scan:
     for line in data[:whole].splitlines(keepends=True):
         record = _decode(line[:-1]) if line.endswith(b"\n") else None
         if record is None or record.get("seq") != len(records):
-            raise RecordError(
+            damage = (
                 f"{path}: record {len(records)} at byte {offset} is damaged;"
                 f" restore the file, or keep what is sound: head -c {offset} {path.name}"
             )
+            return _Scan(records, whole, len(data) - whole, damage)
         records.append(record)
         offset += len(line)
-    return _Scan(records, whole, len(data) - whole)
+    return _Scan(records, whole, len(data) - whole, None)
+
+
+def _sound(path: Path) -> _Scan:
+    scan = _scan(path)
+    if scan.damage is not None:
+        raise RecordError(scan.damage)
+    return scan
 
 
 def read_journal(path: str | Path) -> list[dict[str, Any]]:
@@ -86,10 +97,48 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         RecordError: Missing, unreadable or damaged; names the byte.
     """
-    records = _scan(Path(path)).records
+    return _without_crc(_sound(Path(path)).records)
+
+
+def read_sound_records(path: str | Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The records up to the first damaged one, and what is wrong with that one (None: nothing).
+
+    For those who show what there is. Who goes on after it must not: see `read_journal`.
+
+    Raises:
+        RecordError: Missing or unreadable.
+    """
+    scan = _scan(Path(path))
+    return _without_crc(scan.records), scan.damage
+
+
+def _without_crc(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         record.pop("crc", None)
     return records
+
+
+def journal_writer(path: str | Path) -> int | None:
+    """The process that holds a journal for appending; None: nobody does, or it cannot be told.
+
+    Only processes of this machine are seen. For a moment it takes a shared lock: do not ask about
+    a journal that somebody is about to open.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 20, 0).decode(errors="replace").strip()
+        return int(holder) if holder.isdecimal() else 0
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return None
 
 
 class Journal:
@@ -114,7 +163,7 @@ class Journal:
                 self._file = os.open(self.path, flags, 0o644)
                 if not existed:
                     sync_folder(self.path.parent)
-            scan = _scan(self.path)
+            scan = _sound(self.path)
             if scan.torn_bytes:
                 logger.warning("%s: cut off a torn record, %d bytes", self.path, scan.torn_bytes)
                 with record_errors(self.path, "cut off a torn record"):

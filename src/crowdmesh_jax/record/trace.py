@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core import OpKind, PipelinePlan, Timeline
-from ..errors import InvalidValueError
+from ..errors import InvalidValueError, RecordError
 
 COMPUTE = ("forward", "backward", "update")
 TRANSFER = ("send", "receive")
@@ -229,3 +229,47 @@ def _arrows(ends: Mapping[Any, Mapping[str, dict[str, Any]]]) -> Iterable[dict[s
         yield {
             "ph": "f", "bp": "e", "pid": receive["pid"], "tid": receive["tid"], "ts": end, **common,
         }  # fmt: skip
+
+
+def trace_events(trace: object, where: str = "trace") -> tuple[TraceEvent, ...]:
+    """The events that `chrome_trace` drew, in no particular order; times from its time 0.
+
+    Slices that no `TraceEvent` could have made (of another program, say) are left out.
+
+    Args:
+        where: How the source is called in errors, a file name say.
+
+    Raises:
+        RecordError: It is no trace, or a slice has no place or time.
+    """
+    try:
+        listed = trace["traceEvents"]  # pyright: ignore[reportIndexIssue]
+        devices: dict[int, str] = {
+            e["pid"]: e["args"]["name"]
+            for e in listed
+            if e["ph"] == "M" and e["name"] == "process_name"
+        }
+        return tuple(
+            _event(slice_, devices[slice_["pid"]])
+            for slice_ in listed
+            if slice_["ph"] == "X" and "step" in slice_.get("args", {})
+        )
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as exc:
+        raise RecordError(f"{where}: damaged: {type(exc).__name__}: {exc}") from exc
+
+
+def _event(slice_: Mapping[str, Any], device: str) -> TraceEvent:
+    args = slice_["args"]
+    start_s = slice_["ts"] / 1e6
+    return TraceEvent(
+        device=device,
+        kind=slice_["name"].split()[0],
+        step=args["step"],
+        microbatch=args.get("microbatch"),
+        start_s=start_s,
+        end_s=start_s + slice_["dur"] / 1e6,
+        predicted=slice_["cat"] == "predicted",
+        peer=args.get("peer"),
+        label=args.get("label", ""),
+        size_bytes=args.get("size_bytes"),
+    )

@@ -9,9 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from ..core import Crowd, CutTimes, PipelinePlan, StageTimes, Timeline, evaluate, schedule_for
+from ..core import (
+    Crowd,
+    CutTimes,
+    PipelinePlan,
+    Prediction,
+    StageTimes,
+    Timeline,
+    evaluate,
+    schedule_for,
+)
 from ..programs.manifest import LeafSpec, StageManifest
 from ..protocol.common import ROUND_TRIP
+from ..record import RunPrediction
 
 Seconds = Mapping[str, Mapping[str, float]]
 
@@ -32,10 +42,18 @@ def stage_times(seconds: Mapping[str, float], is_last: bool) -> StageTimes:
     )
 
 
-def predict_timeline(
-    plan: PipelinePlan, manifests: Sequence[StageManifest], crowd: Crowd, seconds: Seconds
-) -> Timeline:
-    """The exact timeline of a step with these program times."""
+def predict_run(
+    plan: PipelinePlan,
+    manifests: Sequence[StageManifest],
+    crowd: Crowd,
+    seconds: Seconds,
+    planned: Prediction | None = None,
+) -> tuple[RunPrediction, Timeline]:
+    """What to expect of a run whose programs and hops take these times alone.
+
+    Args:
+        planned: The planner's own prediction, for its memory and step time.
+    """
     stages = [
         stage_times(seconds.get(stage.device, {}), index == len(plan.stages) - 1)
         for index, stage in enumerate(plan.stages)
@@ -56,7 +74,15 @@ def predict_timeline(
         )
         round_trip_s = seconds.get(upper, {}).get(ROUND_TRIP)
         cuts.append(cut if round_trip_s is None else with_round_trip(cut, round_trip_s))
-    return evaluate(schedule_for(plan), stages, cuts)
+    timeline = evaluate(schedule_for(plan), stages, cuts)
+    prediction = RunPrediction(
+        stages=tuple(stages),
+        cuts=tuple(cuts),
+        step_s=timeline.step_s,
+        memory={stage.device: stage.memory for stage in planned.stages} if planned else {},
+        planned_step_s=planned.step_s if planned else None,
+    )
+    return prediction, timeline
 
 
 def with_round_trip(cut: CutTimes, round_trip_s: float) -> CutTimes:

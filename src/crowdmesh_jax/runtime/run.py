@@ -198,7 +198,8 @@ class Run:
     async def _act(self, action: ev.CoordinatorAction, envelope: Envelope | None) -> None:
         match action:
             case ev.Journal(record=record, sync=sync):
-                self._journal.append(record_to_plain(record), durable=sync)
+                stamped = {"at_s": round(time.time(), 3), **record_to_plain(record)}
+                self._journal.append(stamped, durable=sync)
             case ev.SendMessage():
                 self._send(action)
             case ev.Keep(slots=slots):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ..protocol import coordinator_events as ev
 from ..protocol.common import NonFinitePolicy, Tie
 from ..record import RunFolder
 from .crew import Crew, TransportName
-from .predict import predict_timeline
+from .predict import predict_run
 from .result import (
     CheckpointEvent,
     MeasuredEvent,
@@ -42,6 +42,9 @@ from .result import (
 )
 from .run import Run, StageInstall
 from .tracing import TraceWriter
+
+if TYPE_CHECKING:
+    from ..solvers import PartitionResult
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def train(
     data: DataSource,
     *,
     steps: int,
-    plan: PipelinePlan | Literal["auto"] = "auto",
+    plan: PipelinePlan | PartitionResult | Literal["auto"] = "auto",
     solver: Any = "ilp",
     schedule: str = "1f1b",
     transport: TransportName = "grpc",
@@ -73,7 +76,8 @@ def train(
         crowd: A crowd, whose agents are launched for this run, or a `Crew` from `launch`.
         data: `batch(step)` gives the step's inputs and targets, `job.batch_size` rows each.
         steps: Updates to make.
-        plan: Who runs which layers; "auto" profiles the job and asks `solver`.
+        plan: Who runs which layers; "auto" profiles the job and asks `solver`. What `solve`
+            returned may stand here too: the run's record then holds what it predicted.
         solver: For `plan="auto"`: a name or an object, see `partition`.
         schedule: For `plan="auto"`: "gpipe", "1f1b" or "eager".
         transport: "grpc": one process per device; "memory": all in this process.
@@ -106,7 +110,10 @@ def train(
             crew = Crew(crowd, transport=transport)
             stack.callback(crew.close)
         prediction = None
-        if isinstance(plan, str):
+        if not isinstance(plan, str | PipelinePlan):
+            prediction = getattr(plan, "predicted", None)
+            plan = getattr(plan, "plan", plan)
+        elif isinstance(plan, str):
             if plan != "auto":
                 raise JobError(f"plan must be a PipelinePlan or 'auto', got {plan!r}")
             # Imported here: a run with a plan of its own needs no solver.
@@ -117,6 +124,8 @@ def train(
             profiled = profile(job, crew.crowd, example, calibrate=True)
             plan = partition(profiled, crew.crowd, solver=solver, schedule=schedule)
             prediction = predict(profiled, crew.crowd, plan)
+        if not isinstance(plan, PipelinePlan):
+            raise JobError(f"plan must be a PipelinePlan, what solve returned, or 'auto': {plan!r}")
         _check_plan(plan, job, crew.crowd)
         tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
         bundles = build_bundles(job, plan, inputs_spec, targets_spec)
@@ -324,7 +333,10 @@ class _Session:
                 self.tell(PhaseEvent(phase=phase, detail=", ".join(devices)))
             case ev.StageTimes(seconds=seconds):
                 manifests = [bundle.manifest for bundle in self.bundles]
-                self.timeline = predict_timeline(self.plan, manifests, self.crew.crowd, seconds)
+                prediction, self.timeline = predict_run(
+                    self.plan, manifests, self.crew.crowd, seconds, self.prediction
+                )
+                self.folder.write_prediction(prediction)
                 self.trace.predicted = self.timeline
                 self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
             case ev.StepShown():
