@@ -29,8 +29,21 @@ if TYPE_CHECKING:
     from .core import Prediction as Prediction
     from .core import Stage as Stage
     from .data import ArraySource as ArraySource
+    from .data import Clips as Clips
     from .data import DataSource as DataSource
+    from .data import TextSource as TextSource
+    from .data import Vocabulary as Vocabulary
+    from .data import check_labels as check_labels
+    from .data import cut_windows as cut_windows
     from .data import digits as digits
+    from .data import fashion_mnist as fashion_mnist
+    from .data import log_mel as log_mel
+    from .data import mfcc as mfcc
+    from .data import read_clips as read_clips
+    from .data import read_idx as read_idx
+    from .data import read_npz as read_npz
+    from .data import read_text as read_text
+    from .data import read_wav as read_wav
     from .errors import CrowdMeshError as CrowdMeshError
     from .export import TrainState as TrainState
     from .model import Layer as Layer
@@ -62,7 +75,10 @@ _ROOM_NAMES = {
         "Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile PipelinePlan"
         " Prediction Stage"
     ),
-    "data": "ArraySource DataSource digits",
+    "data": (
+        "ArraySource Clips DataSource TextSource Vocabulary check_labels cut_windows digits"
+        " fashion_mnist log_mel mfcc read_clips read_idx read_npz read_text read_wav"
+    ),
     "errors": "CrowdMeshError",
     "export": "TrainState",
     "model": "Layer StagedModel TrainingJob layer_key",

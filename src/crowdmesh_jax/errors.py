@@ -11,6 +11,7 @@
     │   ├── JobError                CM-130  batch, microbatches, loss, steps
     │   │   └── UnsupportedOptimizerError CM-131  an optimizer that cannot be sliced
     │   └── DataError               CM-140  a data source that does not keep its promise
+    │       └── DataFileError       CM-141  a data file is missing, damaged or not as expected
     ├── PlanError                   CM-2xx  planning
     │   ├── InvalidPlanError        CM-201  a plan that is not a partition of the chain
     │   ├── UnknownSolverError      CM-202  no solver of that name
@@ -104,6 +105,10 @@ class UnsupportedOptimizerError(JobError):
 
 class DataError(InputError, ValueError):
     code = "CM-140"
+
+
+class DataFileError(DataError):
+    code = "CM-141"
 
 
 class PlanError(CrowdMeshError):

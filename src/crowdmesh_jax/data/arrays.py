@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import tree
+from .checks import checked_integer
 from .source import Tree
 
 NARROW = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32, "complex128": np.complex64}
@@ -66,8 +67,8 @@ class ArraySource:
     ) -> None:
         self.inputs = _clean(inputs, "inputs")
         self.targets = _clean(targets, "targets")
-        self.batch_size = _integer("batch_size", batch_size, least=1)
-        self.seed = _integer("seed", seed, least=0, most=2**64 - 1)
+        self.batch_size = checked_integer("batch_size", batch_size, least=1)
+        self.seed = checked_integer("seed", seed, least=0, most=2**64 - 1)
         self.shuffle = bool(shuffle)
         self.drop_remainder = bool(drop_remainder)
         self.rows = _rows(self.inputs, self.targets)
@@ -91,7 +92,7 @@ class ArraySource:
 
     def row_numbers(self, step: int) -> np.ndarray:
         """The rows that make the batch of a step: int64 `(batch_size,)`."""
-        step = _integer("step", step, least=0)
+        step = checked_integer("step", step, least=0)
         if self.drop_remainder:
             epoch, index = divmod(step, self.steps_per_epoch)
             first = index * self.batch_size
@@ -192,14 +193,6 @@ class ArraySource:
             raise DataError(f"step {step}: this copy of the data source holds no {name}")
         rows = self.row_numbers(step)
         return tree.map_leaves(lambda leaf: leaf[rows], part)
-
-
-def _integer(name: str, value: Any, *, least: int, most: int | None = None) -> int:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        bound = f"an integer >= {least}" + (f" and <= {most}" if most is not None else "")
-        raise DataError(f"{name} must be {bound}, got {value!r}")
-    return int(value)
 
 
 def _clean(part: Tree, name: str) -> Tree:

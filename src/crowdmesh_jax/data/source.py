@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import tree
+from .text import TextSource
 
 Tree = Any
 
@@ -59,12 +60,13 @@ def source_from_spec(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     Raises:
         DataError: Of an unknown kind, or the arrays do not fit the spec.
     """
-    from .arrays import ArraySource
+    from .arrays import ArraySource  # it imports this module's types
 
+    kinds = {source.KIND: source for source in (ArraySource, TextSource)}
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
-    if kind != ArraySource.KIND:
-        raise DataError(f"data spec: unknown kind {kind!r}; known: {ArraySource.KIND!r}")
-    return ArraySource.from_spec(spec, arrays)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise DataError(f"data spec: unknown kind {kind!r}; known: {', '.join(sorted(kinds))}")
+    return kinds[kind].from_spec(spec, arrays)
 
 
 def checked_batch(source: DataSource, step: int, batch_size: int) -> tuple[Tree, Tree]:
