@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     import asyncio
 
     from .appliance import serve
+    from .memory import return_freed_memory
+
+    return_freed_memory()
 
     return asyncio.run(
         serve(

@@ -24,6 +24,7 @@ from ..protocol.common import ROUND_TRIP, Fault, Slot
 from ..transport import GrpcTransport, Lane, PeerGone, Received, ShapedTransport, Transport
 from .compute import ComputeThread
 from .envelope import Envelope, Group, seal, unseal
+from .memory import memory_use, reset_peak, trim
 from .probe import Probe, is_probe
 from .stage import HeldStage
 
@@ -61,6 +62,8 @@ class Appliance:
         self._spans: list[list[Any]] = []
         self._extra: Any = {}
         """Of the frame whose arrays were kept last."""
+        self._idle_bytes = memory_use().now_bytes
+        """Resident before anything was installed."""
         self._compute: ComputeThread | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -92,6 +95,7 @@ class Appliance:
                 self._put(lost)
             else:
                 self._take(item)
+            del item  # or its arrays stay until the next frame
 
     def _take(self, item: Received) -> None:
         try:
@@ -146,6 +150,7 @@ class Appliance:
             self.state, actions = machine.handle(self.state, event, time.monotonic())
             for action in actions:
                 await self._act(action, envelope)
+            del envelope, actions  # as in _receive
 
     # What is demanded ----------------------------------------------------------------------------
 
@@ -194,6 +199,7 @@ class Appliance:
             extra["sent_s"] = time.monotonic()
         if isinstance(action.message, msg.StageState):
             extra["spans"] = self._take_spans()
+            extra["memory"] = self._memory()
         frame = seal(Envelope(action.message, groups, extra))
         for slot in action.attach:
             if slot.kind in ("y", "dx", "parts", "state", "tied") and not self._is_adopted(slot):
@@ -395,7 +401,7 @@ class Appliance:
         assert self._compute is not None
         stage = install.plan.stages[install.stage]
         slot = Slot(kind="install", step=install.base, layer=stage.first_layer)
-        arrays = self._slots.pop(slot)
+        arrays = dict(self._slots.pop(slot))
         life = self._life
 
         async def ask(step: int) -> None:
@@ -406,6 +412,7 @@ class Appliance:
         if life != self._life:
             return
         self._held = held
+        trim()
         self._links.clear()
         for peer, (bandwidth_bytes_per_s, latency_s) in extra.get("links", {}).items():
             self._links[peer] = float(bandwidth_bytes_per_s), float(latency_s)
@@ -426,8 +433,14 @@ class Appliance:
         return spans
 
     async def _report(self, spans: list[list[Any]]) -> None:
-        frame = seal(Envelope(None, extra={"spans": spans}))
+        extra = {"spans": spans, "memory": self._memory()}
+        frame = seal(Envelope(None, extra=extra))
         await self._deliver(self.coordinator, frame, Lane.CONTROL)
+
+    def _memory(self) -> list[int]:
+        """Resident bytes: idle, now, the most since the last run ended."""
+        use = memory_use()
+        return [self._idle_bytes, use.now_bytes, use.peak_bytes]
 
     def _unload(self) -> None:
         self._life += 1
@@ -436,6 +449,8 @@ class Appliance:
         self._slots.clear()
         self._spans.clear()
         self._held = None
+        trim()
+        reset_peak()
 
 
 async def serve(

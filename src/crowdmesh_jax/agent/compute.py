@@ -81,3 +81,4 @@ class ComputeThread:
                 self._loop.call_soon_threadsafe(done, timed, error)
             except RuntimeError:
                 return  # the loop is closed: nobody listens any more
+            del item, call, done, timed  # they hold the stage and its results

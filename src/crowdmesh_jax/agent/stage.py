@@ -36,11 +36,14 @@ class HeldStage:
     def load(
         cls,
         install: msg.Install,
-        arrays: Group,
+        arrays: dict[Key, Any],
         extra: Mapping[str, Any],
         ask: Callable[[int], Any],
     ) -> HeldStage:
         """Checks and compiles what an Install frame brought, and puts its state in place.
+
+        Args:
+            arrays: Emptied on the way, so that what was installed is not held twice.
 
         Raises:
             BundleError: Damaged, incomplete or for another plan.
@@ -59,7 +62,7 @@ class HeldStage:
         loaded = load_stage(bundle)
         loaded.compile()
         worker = StageWorker(loaded)
-        worker.install(arrays, install.base)
+        worker.install(arrays, install.base, consume=True)
         source = None
         if isinstance(extra.get("data"), str):
             data = {k[1]: np.asarray(v) for k, v in arrays.items() if k[0] == "data"}
@@ -101,4 +104,7 @@ class HeldStage:
 
     def measure(self, pace: Pace, repeats: int) -> dict[str, float]:
         """Median seconds of each program, alone, on made-up inputs."""
-        return dict(measure_programs(self.worker.loaded, pace, repeats=repeats))
+        worker = self.worker
+        return dict(
+            measure_programs(worker.loaded, pace, repeats=repeats, given=worker.readable)
+        )

@@ -73,13 +73,17 @@ class StageWorker:
 
     # Installing ------------------------------------------------------------------------------
 
-    def install(self, arrays: Mapping[Key, Array], version: int) -> None:
-        """Takes parameters, optimizer state, statistics, globals and borrowed leaves.
+    def install(self, arrays: Mapping[Key, Array], version: int, *, consume: bool = False) -> None:
+        """Copies parameters, optimizer state, statistics, globals and borrowed leaves.
+
+        Args:
+            consume: Takes each out of `arrays`, a dict, once it is copied: if nobody else holds
+                them, the stage's state is in memory once and not twice.
 
         Raises:
             BundleError: A leaf is missing or of another shape or dtype than the manifest says.
         """
-        import jax
+        import jax.numpy as jnp
 
         resident: dict[Key, Array] = {}
         for spec in self.manifest.resident:
@@ -87,8 +91,12 @@ class StageWorker:
                 raise BundleError(f"stage {self.manifest.stage}: no array for {_name(spec)}")
             array = arrays[spec.key]
             _check_leaf(spec, array, f"stage {self.manifest.stage}")
-            # A copy: update donates these buffers, and the caller keeps its own.
-            resident[spec.key] = jax.device_put(np.array(array, copy=True))
+            # A copy that jax owns: update overwrites these buffers in place. Adopted numpy memory
+            # could not be overwritten, and the first update would hold the state twice.
+            resident[spec.key] = jnp.array(array, copy=True)
+            if consume:
+                assert isinstance(arrays, dict), "only a dict can be consumed"
+                del arrays[spec.key], array
         self._state = {k: v for k, v in resident.items() if k[0] == "state"}
         self._resident = {k: v for k, v in resident.items() if k[0] != "state"}
         self.version = version
@@ -102,6 +110,7 @@ class StageWorker:
         self._targets.clear()
         self._cuts = {}
         self.totals = StepTotals()
+        self._gradients = {}  # let go of the old ones before new ones are made
         self._gradients = {
             spec.key: jnp.zeros(spec.shape, spec.dtype) for spec in self.manifest.accumulators
         }
@@ -228,6 +237,7 @@ class StageWorker:
             self._resident.update(out)
             self._resident.update({k: v for k, v in values.items() if k[0] == "global"})
             self._state = dict(self._work_state)
+            del env, out  # they hold the gradients
         self.version += 1
         self._begin_step()
 
@@ -244,9 +254,18 @@ class StageWorker:
         }
 
     def snapshot(self) -> dict[Key, np.ndarray]:
-        """Copies of all that this stage owns at its version (params, optimizer, statistics)."""
+        """All that this stage owns at its version (params, optimizer, statistics), as views.
+
+        They stay as they are: an update that finds a view on what it is to overwrite writes its
+        result elsewhere. So a snapshot costs memory only if an update comes before it is let go.
+        """
         arrays = {**self._resident, **self._state}
-        return {k: np.array(v) for k, v in arrays.items() if k[0] != "borrowed"}
+        return {k: np.asarray(v) for k, v in arrays.items() if k[0] != "borrowed"}
+
+    @property
+    def readable(self) -> Mapping[Key, Array]:
+        """Parameters, optimizer state, statistics and accumulators, to be read and not kept."""
+        return {**self._resident, **self._state, **self._gradients}
 
     def _scalars(self, microbatch: int) -> dict[Key, Any]:
         return {

@@ -10,14 +10,16 @@
 
 Every size is checked against `FrameBounds` before memory is allocated, and the layout must be the
 one that `encode` makes: no gap, no overlap, no leaf out of range. Only plain numbers travel (the
-list in `dtype_of`); nothing is pickled. A frame that was received lies in one buffer that starts
-at a multiple of 64 bytes, so jax adopts its arrays without a copy. It knows nothing about lanes,
-peers or the meaning of messages.
+list in `dtype_of`); nothing is pickled. The arrays of a received frame start at multiples of 64
+bytes, so jax adopts them without a copy. It knows nothing about lanes, peers or the meaning of
+messages.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import json
 import math
 import struct
@@ -34,6 +36,8 @@ MAGIC = b"CMFR"
 VERSION = 1
 ALIGNMENT = 64
 """Bytes; what XLA's CPU client needs to adopt a buffer."""
+OWN_MEMORY_BYTES = 2**20
+"""A received array of this size is allocated apart from its frame's others."""
 PREFIX = struct.Struct("<4sHHQQ")
 MAX_DEPTH = 32
 """Nesting of a message: deeper ones are a mistake or an attack."""
@@ -106,6 +110,19 @@ class Layout:
     leaves: tuple[Leaf, ...]
     size_bytes: int
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Where the frame's memory may be divided: around each large leaf, at aligned offsets.
+
+        A receiver that keeps one array of a large frame then keeps only that array's memory.
+        """
+        cuts = {0, self.size_bytes}
+        for leaf in self.leaves:
+            if leaf.size_bytes >= OWN_MEMORY_BYTES:
+                end = min(_aligned(leaf.offset + leaf.size_bytes), self.size_bytes)
+                cuts |= {leaf.offset, end}
+        return tuple(sorted(cuts))
+
     def frame(self, buffer: Buffer | np.ndarray) -> Frame:
         """The frame in `buffer`: read-only views, nothing copied.
 
@@ -115,9 +132,19 @@ class Layout:
         flat = np.frombuffer(buffer, dtype=np.uint8)
         if flat.size != self.size_bytes:
             raise FrameError(f"frame of {self.size_bytes} bytes arrived as {flat.size}")
+        return self.frame_of((0, self.size_bytes), (flat,))
+
+    def frame_of(self, cuts: Sequence[int], pieces: Sequence[np.ndarray]) -> Frame:
+        """The frame whose bytes from `cuts[i]` to `cuts[i + 1]` are `pieces[i]` (uint8).
+
+        Raises:
+            FrameError: A bool is neither 0 nor 1.
+        """
         arrays = []
         for index, leaf in enumerate(self.leaves):
-            raw = flat[leaf.offset : leaf.offset + leaf.size_bytes]
+            piece = bisect.bisect_right(cuts, leaf.offset, hi=len(pieces)) - 1
+            start = leaf.offset - cuts[piece]
+            raw = pieces[piece][start : start + leaf.size_bytes]
             # numpy and XLA take a bool's byte to be 0 or 1; any other value makes them disagree
             if leaf.dtype.kind == "b" and raw.size and raw.max() > 1:
                 raise FrameError(f"leaf {index}: a bool must be 0 or 1, got {int(raw.max())}")
@@ -271,16 +298,17 @@ def read_layout(start: Buffer, bounds: FrameBounds) -> Layout | None:
 
 
 class FrameAssembler:
-    """Puts one lane's chunks together: each frame straight into one aligned buffer.
+    """Puts one lane's chunks together: each frame straight into aligned memory.
 
-    Allocates only what a checked header asks for, plus at most one header.
+    A large leaf has memory of its own, so that it can be let go before the others. Allocates only what a checked header asks for, plus at most one header.
     """
 
     def __init__(self, bounds: FrameBounds | None = None) -> None:
         self._bounds = bounds or FrameBounds()
         self._head = bytearray()
         self._layout: Layout | None = None
-        self._buffer = memoryview(b"")
+        self._cuts: tuple[int, ...] = ()
+        self._pieces: list[np.ndarray] = []
         self._filled = 0
 
     @property
@@ -309,7 +337,8 @@ class FrameAssembler:
             if len(whole) > layout.size_bytes:
                 raise FrameError(f"frame of {layout.size_bytes} bytes arrived as {len(whole)}")
             self._layout = layout
-            self._buffer = aligned_empty(layout.size_bytes).data
+            self._cuts = layout.cuts
+            self._pieces = [aligned_empty(b - a) for a, b in itertools.pairwise(self._cuts)]
             self._filled = 0
             self._head = bytearray()
             return self._append(layout, whole)
@@ -319,12 +348,18 @@ class FrameAssembler:
         end = self._filled + len(chunk)
         if end > layout.size_bytes:
             raise FrameError(f"frame of {layout.size_bytes} bytes arrived as {end} or more")
-        self._buffer[self._filled : end] = chunk
-        self._filled = end
+        view = memoryview(chunk)
+        while len(view):
+            piece = bisect.bisect_right(self._cuts, self._filled) - 1
+            start = self._filled - self._cuts[piece]
+            part = view[: self._cuts[piece + 1] - self._filled]
+            self._pieces[piece].data[start : start + len(part)] = part
+            self._filled += len(part)
+            view = view[len(part) :]
         if end < layout.size_bytes:
             return None
-        buffer, self._buffer, self._layout = self._buffer, memoryview(b""), None
-        return layout.frame(buffer), layout.size_bytes
+        pieces, self._pieces, self._layout = self._pieces, [], None
+        return layout.frame_of(self._cuts, pieces), layout.size_bytes
 
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,9 @@ class PeerLink:
                     await self._inbox.put(
                         Received(self.peer, lane, frame, size_bytes, time.monotonic())
                     )
+                    # The next frame of this lane may be long in coming: a stage's whole state
+                    # must not stay in memory until then.
+                    del done, frame, chunk
             reason = f"{self.peer!r} ended its {lane.value} stream"
             self.end(reason, PeerLostError(reason))
         except FrameError as exc:
@@ -233,6 +236,7 @@ class PeerLink:
                     for chunk in chunks(parts, self._chunk_bytes):
                         await stream.write(chunk)
                     self._gate.urgent_leave(outgoing.size_bytes)
+                del outgoing, arrays, parts  # as in _read
             await stream.write(GOODBYE)
         except PeerLostError as exc:
             self.end(exc.message, exc)
