@@ -64,7 +64,14 @@ def test_a_run_leaves_a_complete_folder(crew, tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.toml", "plan.json", "events.jsonl", "metrics.jsonl", "trace.json", "checkpoint",
+        "memory.json",
     } <= names  # fmt: skip
+    memory = json.loads((folder / "memory.json").read_text())
+    assert list(memory) == [device.id for device in crew.crowd.devices]
+    for held in memory.values():
+        above = held["peak_bytes"] - held["idle_bytes"]
+        assert 20e6 < above < 400e6, "a tiny net: what JAX itself takes once it runs"
+        assert 20e6 < held["predicted_bytes"] < 200e6
     assert cm.RunFolder.open(folder).read_plan() == result.plan
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert np.allclose([line["loss"] for line in lines], result.losses)

@@ -99,6 +99,24 @@ def test_chunks_of_any_size_assemble_to_the_frame_in_aligned_memory(frame, chunk
     assert assembler.is_between_frames
 
 
+def test_a_large_received_array_shares_its_memory_with_no_other():
+    large = np.arange(2**18, dtype=np.float32)
+    sent = (np.arange(3), large, np.ones(5), large[:-3] + 1, np.ones(0), np.arange(7))
+    assembler = FrameAssembler()
+    *_, (back, _) = [assembler.feed(piece) for piece in chunks(encode(Frame({}, sent)), 300_001)]
+    assert all(map(same_bits, sent, back.arrays))
+
+    def owner(array: np.ndarray) -> int:
+        base = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        return base.nbytes
+
+    assert owner(back.arrays[1]) < large.nbytes + 200
+    assert owner(back.arrays[0]) < 1000
+    assert owner(back.arrays[5]) < large.nbytes + 1000, "just under a megabyte: with its neighbours"
+
+
 def test_a_decoded_array_is_a_read_only_view_of_the_buffer():
     encoded = encode_bytes(Frame({}, (np.arange(6.0),)))
     buffer = aligned_empty(len(encoded))

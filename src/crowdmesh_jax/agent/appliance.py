@@ -437,10 +437,17 @@ class Appliance:
         frame = seal(Envelope(None, extra=extra))
         await self._deliver(self.coordinator, frame, Lane.CONTROL)
 
-    def _memory(self) -> list[int]:
-        """Resident bytes: idle, now, the most since the last run ended."""
+    def _memory(self) -> dict[str, int]:
+        """What this process holds, held at most since the last run, and what its programs need."""
         use = memory_use()
-        return [self._idle_bytes, use.now_bytes, use.peak_bytes]
+        step_bytes, update_bytes = self._stage.temp_bytes
+        return {
+            "idle_bytes": self._idle_bytes,
+            "now_bytes": use.now_bytes,
+            "peak_bytes": use.peak_bytes,
+            "step_temp_bytes": step_bytes,
+            "update_temp_bytes": update_bytes,
+        }
 
     def _unload(self) -> None:
         self._life += 1

@@ -77,6 +77,15 @@ class HeldStage:
         names = {name: manifest.first_layer + i for i, name in enumerate(manifest.layer_names)}
         return cls(worker, rows, {name: names[name] for name, _ in manifest.lends})
 
+    @property
+    def temp_bytes(self) -> tuple[int, int]:
+        """What (a forward or backward, an update) needs beside its arrays, from the compiler."""
+        loaded = self.worker.loaded
+        needs = {name: loaded.program(name).temp_bytes or 0 for name in loaded.names}
+        del needs["eval_forward"]
+        update_bytes = needs.pop("update", 0)
+        return max(needs.values(), default=0), update_bytes
+
     def finish_step(self, below: Mapping[Key, Any]) -> tuple[Group, dict[str, float], bool, bool]:
         """Merges, makes scalars. Returns (parts for upstream, values, is_finite, has_weight)."""
         worker = self.worker
@@ -105,6 +114,4 @@ class HeldStage:
     def measure(self, pace: Pace, repeats: int) -> dict[str, float]:
         """Median seconds of each program, alone, on made-up inputs."""
         worker = self.worker
-        return dict(
-            measure_programs(worker.loaded, pace, repeats=repeats, given=worker.readable)
-        )
+        return dict(measure_programs(worker.loaded, pace, repeats=repeats, given=worker.readable))

@@ -1,6 +1,7 @@
 """What a stage needs in its device's memory while training, in bytes, term by term.
 
-The terms are those of the protocol's memory formula. Snapshots, boundary logs and copies held for
+The terms are those of the protocol's memory formula, and what programs need while they run.
+Snapshots, boundary logs and copies held for
 others are parameters that default to nothing: no room of this release keeps any. It knows nothing
 of device limits; solvers compare.
 """
@@ -15,6 +16,11 @@ from .profile import LayerProfile, ModelProfile
 
 COMPILE_PEAK_BYTES = 400_000_000
 """Measured: compiling a stage's programs peaks at 0.3-0.7 GB, nearly whatever the stage."""
+
+RUNTIME_BYTES = 80_000_000
+"""What an agent holds above an idle one as soon as it runs anything: the compiler's pages and
+tables, threads' buffers. Measured (`benchmarks/memory.py`); a device's `memory_bytes` is what is
+left after it."""
 
 CREDITS = 2
 """Frames per cut and direction that may wait in a buffer: one used, one on its way."""
@@ -41,6 +47,9 @@ class MemoryBreakdown:
     snapshot_bytes: int = 0
     log_bytes: int = 0
     hosted_bytes: int = 0
+    working_bytes: int = 0
+    """What programs need while they run, beyond their inputs and results. An update runs when no
+    microbatch is in flight, so its need counts only as far as it exceeds the stash."""
     compile_peak_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +71,7 @@ class MemoryBreakdown:
             + self.snapshot_bytes
             + self.log_bytes
             + self.hosted_bytes
+            + self.working_bytes
         )
 
     @property

@@ -23,7 +23,7 @@ from ..programs.manifest import LeafSpec, ProgramSpec
 T = TypeVar("T")
 Key = tuple[str, str, str]
 
-COPIED_UPDATE_BYTES = 64 * 2**20
+COPIED_UPDATE_BYTES = 16 * 2**20
 """An update that donates more is not run on made-up arrays when a stage is measured."""
 STREAMED_FLOATS = 4 * 2**20
 """16 MB an array: beyond the caches of the devices in question."""

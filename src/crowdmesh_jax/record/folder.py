@@ -7,6 +7,7 @@
         events.jsonl    every event and action of the coordinator, checksummed
         metrics.jsonl   a line per committed step
         trace.json      opens in Perfetto
+        memory.json     bytes that each device was predicted to hold, and held
         checkpoint/     safetensors shards and manifest.json
 
 Knows the files' names and how to write them whole; not what a run does.
@@ -124,6 +125,10 @@ class RunFolder:
         return self.path / "trace.json"
 
     @property
+    def memory_path(self) -> Path:
+        return self.path / "memory.json"
+
+    @property
     def checkpoint_path(self) -> Path:
         return self.path / "checkpoint"
 
@@ -185,6 +190,14 @@ class RunFolder:
     def write_trace(self, trace: Mapping[str, Any]) -> None:
         """Writes `trace.json` (see `chrome_trace`)."""
         write_atomic(self.trace_path, json.dumps(trace, separators=(",", ":")).encode())
+
+    def write_memory(self, table: Mapping[str, Mapping[str, int]]) -> None:
+        """Writes `memory.json`: {device: {"predicted_bytes", "idle_bytes", "peak_bytes", ...}}.
+
+        `peak_bytes` and `idle_bytes` are resident bytes of the device's process, at most during
+        the run and before it had a stage; `predicted_bytes` is for the difference.
+        """
+        write_atomic(self.memory_path, (json.dumps(table, indent=1) + "\n").encode())
 
     def events(self) -> Journal:
         """The run's events, for appending: one process at a time."""

@@ -27,6 +27,7 @@ from ..protocol.records import record_to_plain
 from ..record import Journal, RunFolder
 from ..transport import Lane, PeerGone, Received
 from .crew import COORDINATOR, Crew
+from .memory import MemoryReport
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Run:
         source: Read here for devices that hold no copy of it.
         on_news: Called on the loop with what the machine announces.
         on_spans: Called on the loop with op times as they come.
+        on_memory: Called on the loop with what a device's process holds, once a step.
         meta: Goes into each checkpoint's manifest.
     """
 
@@ -78,6 +80,7 @@ class Run:
         source: DataSource,
         on_news: Callable[[Any], None],
         on_spans: Callable[[Sequence[Span]], None],
+        on_memory: Callable[[MemoryReport], None],
         meta: Mapping[str, Any],
     ) -> None:
         self._crew = crew
@@ -87,6 +90,7 @@ class Run:
         self._source = source
         self._on_news = on_news
         self._on_spans = on_spans
+        self._on_memory = on_memory
         self._meta = meta
         self._state = machine.CoordinatorState(device=machine.DeviceId(COORDINATOR), run=run)
         self._events: asyncio.Queue[tuple[ev.CoordinatorEvent, Envelope | None]] = asyncio.Queue()
@@ -160,6 +164,8 @@ class Run:
             return
         if "spans" in envelope.extra:
             self._take_spans(item.peer, envelope.extra["spans"])
+        if "memory" in envelope.extra:
+            self._take_memory(item.peer, envelope.extra["memory"])
         if envelope.message is not None:
             self._put(ev.MessageReceived(sender=item.peer, message=envelope.message), envelope)
         elif isinstance(step := envelope.extra.get("ask_rows"), int):
@@ -175,6 +181,14 @@ class Run:
             logger.error("op times of %s were refused: %s", device, exc)
             return
         self._on_spans(read)
+
+    def _take_memory(self, device: str, figures: Any) -> None:
+        try:
+            report = MemoryReport(device=device, **{k: int(v) for k, v in figures.items()})
+        except (AttributeError, TypeError, ValueError) as exc:
+            logger.error("memory figures of %s were refused: %s", device, exc)
+            return
+        self._on_memory(report)
 
     async def _tick(self) -> None:
         while True:

@@ -30,6 +30,7 @@ from ..protocol import coordinator_events as ev
 from ..protocol.common import NonFinitePolicy, Tie
 from ..record import RunFolder
 from .crew import Crew, TransportName
+from .memory import MemoryReport, memory_table
 from .predict import predict_run
 from .result import (
     CheckpointEvent,
@@ -188,6 +189,7 @@ class _Session:
         self.metrics: dict[str, list[float]] = {}
         self.step_times: list[float] = []
         self.timeline: Timeline | None = None
+        self.memory: dict[str, MemoryReport] = {}
         self.trace = TraceWriter(plan)
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -228,12 +230,16 @@ class _Session:
                 source=self.data,
                 on_news=self._news.put,
                 on_spans=self._news.put,
+                on_memory=self._news.put,
                 meta=meta,
             )
             try:
                 final = self._await(run)
             finally:
                 folder.write_trace(self.trace.finish())
+                if self.crew.transport_name != "memory":  # there all devices are one process
+                    manifests = [bundle.manifest for bundle in self.bundles]
+                    folder.write_memory(memory_table(plan, manifests, self.memory))
         trained = assemble(job, inputs_spec, final)
         measured = self.step_times[WARMUP_STEPS:] or self.step_times
         return TrainResult(
@@ -329,6 +335,8 @@ class _Session:
         match news:
             case list():
                 self.trace.add(news)
+            case MemoryReport():
+                self.memory[news.device] = news
             case ev.PhaseChanged(phase=phase, devices=devices):
                 self.tell(PhaseEvent(phase=phase, detail=", ".join(devices)))
             case ev.StageTimes(seconds=seconds):

@@ -300,7 +300,8 @@ def read_layout(start: Buffer, bounds: FrameBounds) -> Layout | None:
 class FrameAssembler:
     """Puts one lane's chunks together: each frame straight into aligned memory.
 
-    A large leaf has memory of its own, so that it can be let go before the others. Allocates only what a checked header asks for, plus at most one header.
+    A large leaf has memory of its own, so that it can be let go before the others. Allocates only
+    what a checked header asks for, plus at most one header.
     """
 
     def __init__(self, bounds: FrameBounds | None = None) -> None:

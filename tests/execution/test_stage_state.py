@@ -1,0 +1,96 @@
+"""A stage's state is in memory once: installing, measuring and snapshots make no lasting copy."""
+
+import gc
+
+import jax
+import numpy as np
+import optax
+import pytest
+from support.families import family
+
+from crowdmesh_jax.core import PipelinePlan
+from crowdmesh_jax.execution import Pace, StageWorker, measure_programs, pace
+from crowdmesh_jax.export import build_bundles, initial_arrays
+from crowdmesh_jax.programs import load_stage
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    kind = family("mlp")
+    job, batch = kind.job(optax.adam(1e-2)), kind.batch()
+    layers = len(job.model.layers)
+    plan = PipelinePlan.even(layers, ["a"], microbatches=job.microbatches)
+    specs = job.microbatch_specs(batch)
+    (bundle,) = build_bundles(job, plan, *specs)
+    return load_stage(bundle), initial_arrays(job, specs[0])
+
+
+def worker_of(loaded, **options) -> StageWorker:
+    stage, arrays = loaded
+    worker = StageWorker(stage)
+    worker.install(arrays, 0, **options)
+    return worker
+
+
+def updated(worker: StageWorker) -> None:
+    worker._gradients = {key: value + 1.0 for key, value in worker._gradients.items()}
+    worker.apply(worker.reduce(worker.finish_step()))
+
+
+def test_a_snapshot_stays_as_it_was_while_updates_follow(loaded):
+    worker = worker_of(loaded)
+    updated(worker)
+    shot = worker.snapshot()
+    copies = {key: np.array(value) for key, value in shot.items()}
+    for _ in range(3):
+        updated(worker)
+    moved = worker.snapshot()
+    for key, value in shot.items():
+        assert np.array_equal(value, copies[key]), key
+    assert any(not np.array_equal(moved[key], copies[key]) for key in shot)
+
+
+def test_installing_can_empty_what_it_was_given(loaded):
+    stage, arrays = loaded
+    left = dict(arrays)
+    worker = StageWorker(stage)
+    worker.install(left, 0, consume=True)
+    assert not left
+    for key, value in worker.snapshot().items():
+        assert np.array_equal(value, arrays[key]), key
+
+
+def test_old_gradients_are_let_go_before_new_ones_are_made(loaded):
+    worker = worker_of(loaded)
+    updated(worker)
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    for _ in range(3):
+        updated(worker)
+    gc.collect()
+    assert sum(array.nbytes for array in jax.live_arrays()) == before
+
+
+def test_measuring_leaves_the_stages_arrays_alone_and_keeps_none_of_its_own(loaded):
+    worker = worker_of(loaded)
+    before = {key: np.array(value) for key, value in worker.snapshot().items()}
+    gc.collect()
+    held = sum(array.nbytes for array in jax.live_arrays())
+    seconds = measure_programs(worker.loaded, Pace(), repeats=2, given=worker.readable)
+    gc.collect()
+    assert set(seconds) >= {"loss_backward", "update", "weigh"}
+    assert all(value > 0 for value in seconds.values())
+    assert sum(array.nbytes for array in jax.live_arrays()) == held
+    for key, value in worker.snapshot().items():
+        assert np.array_equal(value, before[key]), key
+
+
+def test_a_large_update_is_judged_by_its_bytes_and_not_run(loaded, monkeypatch):
+    worker = worker_of(loaded)
+    monkeypatch.setattr(pace, "COPIED_UPDATE_BYTES", 0)
+    monkeypatch.setattr(pace, "_stream_bytes_per_s", lambda pace, repeats: 1000.0)
+    seconds = measure_programs(worker.loaded, Pace(), repeats=1, given=worker.readable)
+    own = sum(a.nbytes for k, a in worker.snapshot().items() if k[0] in ("param", "opt"))
+    gradients = sum(a.nbytes for k, a in worker.readable.items() if k[0] == "grad")
+    # Reads state and gradients, writes state; a few scalars come on top.
+    assert seconds["update"] == pytest.approx((2 * own + gradients) / 1000.0, rel=0.05)
