@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check exact bench docs long format clean
+.PHONY: help demo test check exact bench drift docs long format clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -32,9 +32,19 @@ exact: $(VENV)/.dev  ## the full exactness matrix, 432 cells
 long: $(VENV)/.dev  ## what is too long for CI
 	$(BIN)/python -m pytest -m long
 
-bench: $(VENV)/.dev  ## benchmarks; each writes its result beside itself
-	@set -e; for script in benchmarks/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script"; done
+# In the order of their length. `drift` (docs/exactness.md) has a target of its own.
+BENCHMARKS := codec transport stage_split two_cores prediction torch_pipeline
+
+bench: $(VENV)/.dev $(VENV)-bench/.torch  ## benchmarks; results go into benchmarks/results and docs
+	@missed=""; for name in $(BENCHMARKS); do \
+		start=$$(date +%s); echo "== $$name"; \
+		$(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; \
+		echo "== $$name took $$(( $$(date +%s) - start )) s"; done; \
+	$(BIN)/python benchmarks/render.py; \
+	[ -z "$$missed" ] || { echo "did not run to the end:$$missed" >&2; exit 1; }
+
+drift: $(VENV)/.dev  ## how far stages drift from one program in 100 steps
+	$(BIN)/python benchmarks/drift.py
 
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -45,7 +55,7 @@ format: $(VENV)/.dev  ## put the code into the house's format
 	$(BIN)/ruff format .
 
 clean:  ## remove everything that make has made, runs excepted
-	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench docs/_build .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.venv:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found none of: $(PYTHONS)" >&2; exit 1; }
@@ -66,4 +76,14 @@ $(VENV)/.dev: $(VENV)/.package
 $(VENV)/.docs: $(VENV)/.package
 	@echo "installing the documentation tools"
 	@$(PIP) -e '.[docs]'
+	@touch $@
+
+# torch is what some benchmarks compare with, and nothing else here: it has an environment of its
+# own. The build for CPUs where the package index has it; any other build computes on the CPU too.
+TORCH := 2.13.0
+$(VENV)-bench/.torch: $(VENV)/.venv
+	@echo "installing torch $(TORCH) into $(VENV)-bench, for benchmarks only"
+	@$(PYTHON) -m venv $(VENV)-bench
+	@pip="$(VENV)-bench/bin/python -m pip --disable-pip-version-check install --quiet numpy"; \
+		$$pip 'torch==$(TORCH)+cpu' 2>/dev/null || $$pip 'torch==$(TORCH)'
 	@touch $@

@@ -1,63 +1,207 @@
-"""Interleaved timing, ratios of medians with their spread, and the machine they hold for."""
+"""What every benchmark shares: interleaved timing, figures with their range, the result file.
+
+A *figure* is one claim: a median, its range, how often it was measured, and what is asked of it.
+Scripts print figures and write them with everything needed to take them again; `render.py` puts
+them into the documentation. Nothing here knows what is measured.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("crowdmesh-jax", "jax", "jaxlib", "flax", "optax", "numpy", "grpcio")
+MIN_REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of a piece of work."""
+
+    wall_s: float
+    cpu_s: float
+    """Of this process, all threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured claim."""
+
+    name: str
+    value: float
+    """Median of the repeats."""
+    low: float
+    high: float
+    repeats: int
+    unit: str = "x"
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """What is asked of it, in words; empty where nothing is."""
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}"
+        return f"at least {self.at_least:g}" if self.at_least is not None else ""
+
+    @property
+    def is_met(self) -> bool | None:
+        """None where nothing is asked."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return self.value >= self.at_least if self.at_least is not None else None
+
+    def line(self) -> str:
+        """For the terminal."""
+        verdict = {None: "", True: f"  ({self.asked})", False: f"  MISSED: {self.asked}"}
+        return (
+            f"{self.name:58s} {self.value:9.3f} {self.unit:6s} [{self.low:.3f}, {self.high:.3f}]"
+            f" {self.repeats} repeats{verdict[self.is_met]}"
+        )
+
+
+def figure(
+    name: str,
+    values: Sequence[float],
+    *,
+    unit: str = "x",
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Figure:
+    """The median of repeats, with the smallest and the largest."""
+    return Figure(
+        name=name,
+        value=float(f"{statistics.median(values):.4g}"),
+        low=float(f"{min(values):.4g}"),
+        high=float(f"{max(values):.4g}"),
+        repeats=len(values),
+        unit=unit,
+        at_most=at_most,
+        at_least=at_least,
+    )
+
+
+def ratio(name: str, ours: Sequence[float], theirs: Sequence[float], **asked: Any) -> Figure:
+    """Ours over theirs, pair by pair: what disturbs the machine disturbs both of a pair."""
+    return figure(name, [a / b for a, b in zip(ours, theirs, strict=True)], **asked)
 
 
 def interleave(
     works: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2
-) -> dict[str, list[float]]:
-    """Seconds of each work, run in turns, so that a slow moment of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+) -> dict[str, list[Sample]]:
+    """Runs all works in turns, so that a slow moment of the machine hits all alike."""
+    samples: dict[str, list[Sample]] = {name: [] for name in works}
     for repeat in range(warmup + repeats):
         for name, work in works.items():
-            start_s = time.perf_counter()
+            cpu_s, start_s = time.process_time(), time.perf_counter()
             work()
+            wall_s = time.perf_counter() - start_s
             if repeat >= warmup:
-                seconds[name].append(time.perf_counter() - start_s)
-    return seconds
+                samples[name].append(Sample(wall_s, time.process_time() - cpu_s))
+    return samples
 
 
-def ratio(ours_s: list[float], theirs_s: list[float]) -> dict[str, float | list[float]]:
-    """Median of the pairs' ratios, and the quartiles."""
-    ratios = [a / b for a, b in zip(ours_s, theirs_s, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "quartiles": [round(low, 3), round(high, 3)],
-        "ours_us": round(1e6 * statistics.median(ours_s), 1),
-        "theirs_us": round(1e6 * statistics.median(theirs_s), 1),
-        "pairs": len(ratios),
-    }
+def walls(samples: Sequence[Sample]) -> list[float]:
+    """Seconds on the wall."""
+    return [sample.wall_s for sample in samples]
 
 
-def ratio_line(name: str, row: Mapping[str, object]) -> str:
-    """For the terminal."""
-    low, high = row["quartiles"]  # type: ignore[misc]
-    return (
-        f"{name:44s} {row['ratio']:7.3f}x [{low:.3f}, {high:.3f}]"
-        f"  {row['ours_us']:10.1f} us / {row['theirs_us']:10.1f} us, {row['pairs']} pairs"
+def cpu_per_wall(name: str, samples: Sequence[Sample]) -> Figure:
+    """How many cores the work kept busy: 1 proves that it had one and used it."""
+    return figure(f"{name}: cpu / wall", [s.cpu_s / s.wall_s for s in samples])
+
+
+def arguments(doc: str | None, *, repeats: int = MIN_REPEATS, **more: Any) -> argparse.Namespace:
+    """The options that all scripts have, and `more`, each name with its default."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"default {repeats}")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny and once: does it run? Writes no result"
     )
+    for name, default in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parsed = parser.parse_args()
+    if parsed.quick:
+        parsed.repeats = 1
+    elif parsed.repeats < MIN_REPEATS:
+        parser.error(f"--repeats must be at least {MIN_REPEATS}, or use --quick")
+    return parsed
 
 
-def write(name: str, command: str, what: str, rows: Mapping[str, object]) -> None:
-    """Puts the result beside the scripts, with the machine and how busy it was."""
-    report = {
-        "command": command,
+def report(
+    name: str,
+    what: str,
+    figures: Sequence[Figure],
+    *,
+    quick: bool,
+    settings: Mapping[str, Any] | None = None,
+    details: Any = None,
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Prints the figures and writes them to `results/NAME.json`, unless it was a quick try.
+
+    Args:
+        settings: Sizes that the figures hold for.
+        details: What the figures were made of.
+        versions: Of packages outside this environment.
+    """
+    for each in figures:
+        print(each.line())
+    if quick:
+        print(f"{name}: a quick try, no result written")
+        return
+    script = Path(sys.argv[0])
+    found = {package: importlib.metadata.version(package) for package in PACKAGES}
+    result = {
+        "command": " ".join(("python", f"benchmarks/{script.name}", *sys.argv[1:])),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "what": what,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "rows": rows,
+        "versions": {"python": platform.python_version(), **found, **(versions or {})},
+        "settings": dict(settings or {}),
+        "figures": [{**dataclasses.asdict(each), "is_met": each.is_met} for each in figures],
+        "details": details,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def machine() -> str:
+    """Architecture, processor, cores that this process may use, system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return f"{platform.machine()}, {processor}, {cores} cores, {system}"
+
+
+def read_figures(result: Mapping[str, Any]) -> list[Figure]:
+    """The figures of a result file."""
+    names = {field.name for field in dataclasses.fields(Figure)}
+    return [Figure(**{k: v for k, v in row.items() if k in names}) for row in result["figures"]]
+
+
+def pin_to_one_core() -> None:
+    """One core for this process. Call it before JAX is imported, which counts cores then."""
+    os.environ["NPROC"] = "1"
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -1,65 +1,82 @@
-"""The codec against a plain copy of the same bytes, and against safetensors and flax's msgpack.
+"""The codec against flax's msgpack and safetensors.
 
-A frame like a stage's parameters: 60 float32 arrays, 17 MB. `encode` makes views; with the join
-it is what a wire needs. Ratios below 1 mean that ours is faster.
+A frame like a stage's parameters: 20 float32 arrays, 16 MB. A round trip is what both ends of a
+wire pay: arrays to one bytes object, and bytes to arrays. One process, one core.
 
-    python benchmarks/codec.py [--repeats 15]
+    python benchmarks/codec.py [--repeats 30] [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-
 import numpy as np
-from _measure import interleave, ratio, ratio_line, write
-from flax import serialization
-from safetensors.numpy import load, save
+from _measure import (
+    arguments,
+    cpu_per_wall,
+    figure,
+    interleave,
+    pin_to_one_core,
+    ratio,
+    report,
+    walls,
+)
 
-from crowdmesh_jax.transport import Frame, decode, encode, encode_bytes
+pin_to_one_core()
 
-LEAVES, LEAF_FLOATS = 60, 71_000
+from flax import serialization  # noqa: E402  JAX counts cores when it is imported
+from safetensors.numpy import load, save  # noqa: E402
+
+from crowdmesh_jax.transport import Frame, decode, encode, encode_bytes  # noqa: E402
+from crowdmesh_jax.transport.codec import FrameAssembler, chunks  # noqa: E402
+
+LEAVES, LEAF_FLOATS = 20, 200_000
+
+
+def through_chunks(frame: Frame) -> object:
+    """As a lane does it: pieces of 1 MiB out, and each received piece into an aligned buffer."""
+    assembler, done = FrameAssembler(), None
+    for piece in chunks(encode(frame), 2**20):
+        done = assembler.feed(piece)
+    return done
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    options = arguments(__doc__, repeats=30)
+    floats = LEAF_FLOATS if not options.quick else 1_000
     rng = np.random.default_rng(0)
-    arrays = tuple(rng.standard_normal(LEAF_FLOATS).astype(np.float32) for _ in range(LEAVES))
+    arrays = tuple(rng.standard_normal(floats).astype(np.float32) for _ in range(LEAVES))
     table = {f"layer{index}": array for index, array in enumerate(arrays)}
     frame = Frame({"kind": "copy", "step": 3}, arrays)
-    ours, safe, packed = encode_bytes(frame), save(table), serialization.msgpack_serialize(table)
-    encoding = interleave(
+    samples = interleave(
         {
-            "views": lambda: encode(frame),
-            "ours": lambda: encode_bytes(frame),
-            "copy": lambda: b"".join([memoryview(array).cast("B") for array in arrays]),
-            "safetensors": lambda: save(table),
-            "msgpack": lambda: serialization.msgpack_serialize(table),
+            "ours": lambda: decode(encode_bytes(frame)),
+            "msgpack": lambda: serialization.msgpack_restore(
+                serialization.msgpack_serialize(table)
+            ),
+            "safetensors": lambda: load(save(table)),
+            "chunked": lambda: through_chunks(frame),
         },
-        repeats=repeats,
+        repeats=options.repeats,
     )
-    decoding = interleave(
-        {
-            "ours": lambda: decode(ours),
-            "safetensors": lambda: load(safe),
-            "msgpack": lambda: serialization.msgpack_restore(packed),
-        },
-        repeats=repeats,
+    ours = walls(samples["ours"])
+    figures = [
+        ratio("round trip / flax msgpack", ours, walls(samples["msgpack"]), at_most=0.2),
+        ratio("round trip / safetensors", ours, walls(samples["safetensors"])),
+        ratio(
+            "round trip in chunks / flax msgpack",
+            walls(samples["chunked"]),
+            walls(samples["msgpack"]),
+        ),
+        figure("round trip", [1e3 * s for s in ours], unit="ms"),
+        cpu_per_wall("round trip", samples["ours"]),
+    ]
+    size_bytes = len(encode_bytes(frame))
+    report(
+        "codec",
+        "arrays to bytes and back, in one process on one core",
+        figures,
+        quick=options.quick,
+        settings={"arrays": LEAVES, "frame_bytes": size_bytes},
     )
-    rows = {
-        "encode, views only / a copy of the bytes": ratio(encoding["views"], encoding["copy"]),
-        "encode / a copy of the bytes": ratio(encoding["ours"], encoding["copy"]),
-        "encode / safetensors": ratio(encoding["ours"], encoding["safetensors"]),
-        "encode / flax msgpack": ratio(encoding["ours"], encoding["msgpack"]),
-        "decode / safetensors": ratio(decoding["ours"], decoding["safetensors"]),
-        "decode / flax msgpack": ratio(decoding["ours"], decoding["msgpack"]),
-    }
-    for name, row in rows.items():
-        print(ratio_line(name, row))
-    what = f"{LEAVES} float32 arrays, {len(ours)} bytes, one process"
-    write("codec", " ".join(("python", *sys.argv)), what, rows)
 
 
 if __name__ == "__main__":

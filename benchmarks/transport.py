@@ -1,165 +1,192 @@
-"""The gRPC transport against raw TCP and a bare gRPC stream: the same bytes between two processes.
+"""A gRPC lane against raw TCP on the loopback: bytes per second, CPU per byte, a small round trip.
 
-One round: a payload goes to the other process, one byte (ours: an empty frame) comes back. Raw TCP
-is blocking sockets into one kept buffer, the least that a machine can do.
+Two processes, a core each. A burst of frames goes one way and one answer comes back, so that both
+fill their pipes; the answer tells the receiver's CPU seconds, and CPU per GB counts both ends. Raw
+TCP is blocking sockets and one kept receive buffer, the least that a machine can do. Lane and
+socket take turns.
 
-    python benchmarks/transport.py [--repeats 15]
+    python benchmarks/transport.py [--repeats 15] [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import os
 import socket
-import statistics
+import struct
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-import grpc
-import grpc.aio
 import numpy as np
-from _measure import ratio, ratio_line, write
+from _measure import Figure, arguments, figure, ratio, report
 
 from crowdmesh_jax.transport import Frame, GrpcTransport, Lane, PeerGone
 
-SIZES = {"1 kB": 1_000, "100 kB": 100_000, "1 MiB": 2**20, "8 MiB": 8 * 2**20}
-SMALL_BYTES, ROUNDS_OF_SMALL = 200_000, 20
-CHUNK_BYTES = 2**20
-OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+KB, MB = 1_000, 1_000_000
+BURSTS = {"1 MB": (1 * MB, 64), "16 MB": (16 * MB, 6)}
+"""Name to (bytes of a frame, frames of a burst)."""
+SMALL_BYTES, ROUNDS_OF_SMALL = 4 * KB, 50
+HEAD = struct.Struct("<QQ")
+"""Raw TCP: bytes of a message, messages of a burst."""
+ANSWER = struct.Struct("<d")
 
 
-async def child(ours: str, bare: str, tcp_port: int) -> None:
-    """Answers all three until ours goes."""
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """One measured burst."""
+
+    wall_s: float
+    cpu_s: float
+    """Of both processes."""
+
+
+# The other process --------------------------------------------------------------------------------
+
+
+async def child(address: str, tcp_port: int) -> None:
+    """Answers both until the lane's peer goes."""
     transport = GrpcTransport("child", run="benchmark", token="benchmark")
-    await transport.connect("parent", ours, deadline_s=10)
-    stopped = asyncio.to_thread(answer_tcp, tcp_port)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(stopped)
-        group.create_task(answer_bare(bare))
-        while not isinstance(got := await transport.receive(), PeerGone):
-            await transport.send("parent", Frame({}), got.lane)
+    await transport.connect("parent", address, deadline_s=30)
+    threading.Thread(target=answer_tcp, args=(tcp_port,), daemon=True).start()
+    while not isinstance(got := await transport.receive(), PeerGone):
+        if got.frame.message["last"]:
+            await transport.send("parent", Frame({"cpu_s": time.process_time()}), got.lane)
     await transport.close()
 
 
 def answer_tcp(port: int) -> None:
-    buffer = memoryview(bytearray(max(SIZES.values())))
+    buffer = memoryview(bytearray(max(size for size, _ in BURSTS.values())))
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while head := connection.recv(8, socket.MSG_WAITALL):
-            left = int.from_bytes(head, "little")
-            while left:
-                left -= connection.recv_into(buffer[:left])
-            connection.sendall(b"1")
+        while head := connection.recv(HEAD.size, socket.MSG_WAITALL):
+            size, count = HEAD.unpack(head)
+            for _ in range(count):
+                left = size
+                while left:
+                    left -= connection.recv_into(buffer[:left])
+            connection.sendall(ANSWER.pack(time.process_time()))
 
 
-async def answer_bare(address: str) -> None:
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-        call = channel.stream_stream("/bare/stream")()
-        await call.write(b"0")
-        while (data := await call.read()) is not grpc.aio.EOF:
-            if data[:1] == b"1":
-                await call.write(b"1")
+# This process -------------------------------------------------------------------------------------
 
 
-class Bare:
-    """A gRPC stream with nothing around it: chunks of bytes, the last one marked."""
+@dataclass
+class Lines:
+    """Both ways to the child."""
 
-    def __init__(self) -> None:
-        self.context: asyncio.Future = asyncio.get_running_loop().create_future()
-        self.done = asyncio.Event()
-        self.server = grpc.aio.server(options=OPTIONS)
-        handler = grpc.stream_stream_rpc_method_handler(self._serve)
-        self.server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("bare", {"stream": handler}),)
-        )
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+    transport: GrpcTransport
+    tcp: socket.socket
 
-    async def _serve(self, _requests, context) -> None:
-        await context.read()
-        self.context.set_result(context)
-        await self.done.wait()
+    async def lane(self, array: np.ndarray, count: int) -> float:
+        """Sends a burst; returns the child's CPU seconds so far."""
+        for index in range(count):
+            frame = Frame({"step": 1, "last": index + 1 == count}, (array,))
+            await self.transport.send("child", frame, Lane.PIPELINE)
+        answer = await self.transport.receive()
+        assert not isinstance(answer, PeerGone), answer
+        return answer.frame.message["cpu_s"]
 
-    async def round(self, payload: bytes) -> None:
-        context = await self.context
-        for start in range(0, len(payload), CHUNK_BYTES):
-            is_last = start + CHUNK_BYTES >= len(payload)
-            mark = b"1" if is_last else b"0"
-            await context.write(mark + payload[start : start + CHUNK_BYTES])
-        await context.read()
+    async def raw(self, array: np.ndarray, count: int) -> float:
+        self.tcp.sendall(HEAD.pack(array.nbytes, count))
+        for _ in range(count):
+            self.tcp.sendall(array)
+        return ANSWER.unpack(self.tcp.recv(ANSWER.size, socket.MSG_WAITALL))[0]
 
 
-async def parent(repeats: int) -> dict[str, object]:
-    transport = GrpcTransport("parent", run="benchmark", token="benchmark")
-    bare = Bare()
-    await bare.server.start()
-    rows: dict[str, object] = {}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        arguments = [await transport.start(), f"127.0.0.1:{bare.port}", listener.getsockname()[1]]
-        process = subprocess.Popen([sys.executable, __file__, "--child", *map(str, arguments)])
-        tcp, _ = await asyncio.to_thread(listener.accept)
-        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while not transport.peers:
-            await asyncio.sleep(0.01)
-
-        async def ours(array: np.ndarray) -> None:
-            await transport.send("child", Frame({"step": 1}, (array,)), Lane.PIPELINE)
-            await transport.receive()
-
-        async def raw(array: np.ndarray) -> None:
-            tcp.sendall(array.nbytes.to_bytes(8, "little"))
-            tcp.sendall(array)
-            tcp.recv(1)
-
-        for name, size in SIZES.items():
-            array = np.ones(size, np.uint8)
-            payload = array.tobytes()
-            works = {
-                "ours": lambda array=array: ours(array),
-                "bare": lambda payload=payload: bare.round(payload),
-                "tcp": lambda array=array: raw(array),
-            }
-            rounds = ROUNDS_OF_SMALL if size < SMALL_BYTES else 1
-            seconds = await interleaved(works, repeats, rounds)
-            for peer, label in (("tcp", "raw TCP"), ("bare", "bare gRPC stream")):
-                row = ratio(seconds["ours"], seconds[peer])
-                rows[f"{name} and back / {label}"] = row
-                print(ratio_line(f"{name} and back / {label}", row), flush=True)
-        tcp.close()
-        bare.done.set()
-        await transport.close()
-        await bare.server.stop(1)
-        await asyncio.to_thread(process.wait, 10)
-    return rows
+async def timed(send: Callable[[np.ndarray, int], Awaitable[float]], array, count) -> Burst:
+    """One burst. An empty one before it tells the child's CPU seconds at the start."""
+    before_s = await send(array[:0], 1)
+    cpu_s, start_s = time.process_time(), time.perf_counter()
+    after_s = await send(array, count)
+    wall_s = time.perf_counter() - start_s
+    return Burst(wall_s, time.process_time() - cpu_s + after_s - before_s)
 
 
-async def interleaved(works, repeats: int, rounds: int) -> dict[str, list[float]]:
-    """Median seconds of `rounds`, in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(repeats + 3):
-        for name, work in works.items():
-            times = []
+async def compare(lines: Lines, repeats: int, *, quick: bool) -> list[Figure]:
+    figures: list[Figure] = []
+    least = {"1 MB": 0.4, "16 MB": 0.22}
+    for name, (size, count) in BURSTS.items():
+        array = np.ones(size, np.uint8)
+        count = 1 if quick else count
+        bursts: dict[str, list[Burst]] = {"lane": [], "raw": []}
+        for repeat in range(repeats + 2):
+            for way, send in (("lane", lines.lane), ("raw", lines.raw)):
+                burst = await timed(send, array, count)
+                if repeat >= 2:  # windows grow
+                    bursts[way].append(burst)
+        lane_s, raw_s = ([b.wall_s for b in bursts[way]] for way in ("lane", "raw"))
+        lane_cpu_s, raw_cpu_s = ([b.cpu_s for b in bursts[way]] for way in ("lane", "raw"))
+        gb = size * count / 1e9
+        figures += [
+            ratio(f"{name}: bytes/s, lane / raw TCP", raw_s, lane_s, at_least=least[name]),
+            ratio(f"{name}: CPU s per GB, lane / raw TCP", lane_cpu_s, raw_cpu_s, at_most=5),
+            figure(f"{name}: lane", [gb / s for s in lane_s], unit="GB/s"),
+            figure(f"{name}: lane, both ends", [s / gb for s in lane_cpu_s], unit="CPUs/GB"),
+            figure(
+                f"{name}: lane, cpu / wall, both ends",
+                [b.cpu_s / b.wall_s for b in bursts["lane"]],
+            ),
+        ]
+    array = np.ones(SMALL_BYTES, np.uint8)
+    seconds: dict[str, list[float]] = {"lane": [], "raw": []}
+    rounds = 1 if quick else ROUNDS_OF_SMALL
+    for repeat in range(repeats + 2):
+        for way, send in (("lane", lines.lane), ("raw", lines.raw)):
+            start_s = time.perf_counter()
             for _ in range(rounds):
-                start_s = time.perf_counter()
-                await work()
-                times.append(time.perf_counter() - start_s)
-            if repeat >= 3:  # windows grow, caches fill
-                seconds[name].append(statistics.median(times))
-    return seconds
+                await send(array, 1)
+            if repeat >= 2:
+                seconds[way].append((time.perf_counter() - start_s) / rounds)
+    figures.append(
+        ratio("4 KB round trip, lane / raw TCP", seconds["lane"], seconds["raw"], at_most=7)
+    )
+    micro = [1e6 * s for s in seconds["lane"]]
+    figures.append(figure("4 KB round trip, lane", micro, unit="us"))
+    return figures
+
+
+async def parent(repeats: int, *, quick: bool) -> list[Figure]:
+    transport = GrpcTransport("parent", run="benchmark", token="benchmark")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        places = [await transport.start(), str(listener.getsockname()[1])]
+        process = subprocess.Popen([sys.executable, __file__, "--child", *places])
+        tcp, _ = await asyncio.to_thread(listener.accept)
+        with tcp:
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while not transport.peers:
+                await asyncio.sleep(0.01)
+            figures = await compare(Lines(transport, tcp), repeats, quick=quick)
+        await transport.close()
+        await asyncio.to_thread(process.wait, 10)
+    return figures
+
+
+def pin(which: int) -> None:
+    """Sender and receiver on a core each, as agents are."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[which % len(cores)]})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--child", nargs=3)
-    arguments = parser.parse_args()
-    if arguments.child:
-        ours, bare, port = arguments.child
-        asyncio.run(child(ours, bare, int(port)))
+    if sys.argv[1:2] == ["--child"]:
+        pin(1)
+        asyncio.run(child(sys.argv[2], int(sys.argv[3])))
         return
-    rows = asyncio.run(parent(arguments.repeats))
-    what = "seconds of a payload there and an answer back, two processes, loopback"
-    write("transport", f"python benchmarks/transport.py --repeats {arguments.repeats}", what, rows)
+    options = arguments(__doc__, repeats=15)
+    pin(0)
+    figures = asyncio.run(parent(options.repeats, quick=options.quick))
+    report(
+        "transport",
+        "bursts of frames from one process to another, loopback; two processes, a core each",
+        figures,
+        quick=options.quick,
+        settings={name: {"bytes": b, "frames": n} for name, (b, n) in BURSTS.items()},
+    )
 
 
 if __name__ == "__main__":

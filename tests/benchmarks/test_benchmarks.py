@@ -1,0 +1,87 @@
+"""The benchmark scripts run, and the documentation shows what they wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "benchmarks"
+PAGE = ROOT / "docs" / "benchmarks.md"
+QUICK = ("codec", "transport")
+"""Scripts that a quick try takes a few seconds of."""
+
+
+@pytest.fixture
+def render(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("render", SCRIPTS / "render.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_what_the_result_files_say(render):
+    text = PAGE.read_text()
+    assert render.BLOCK.search(text)
+    assert render.render(text) == text
+
+
+def test_a_changed_figure_changes_the_page(render, tmp_path):
+    for path in render.RESULTS.glob("*.json"):
+        result = json.loads(path.read_text())
+        for row in result.get("figures", ()):
+            row["value"] = 1234.5
+        (tmp_path / path.name).write_text(json.dumps(result))
+    assert "1234.5" in render.render(PAGE.read_text(), tmp_path)
+
+
+def test_a_figure_that_misses_what_is_asked_says_so(render):
+    def verdict(**asked):
+        figure = render.Figure(name="f", value=2.0, low=1.0, high=3.0, repeats=7, **asked)
+        return render.row(figure).split("|")[-2].strip()
+
+    assert verdict(at_most=1.9) == verdict(at_least=2.1) == "**missed**"
+    assert verdict(at_most=2.0) == verdict(at_least=2.0) == "met"
+    assert verdict() == ""
+
+
+def test_every_result_with_figures_is_on_the_page_and_was_repeated_enough(render):
+    shown = {name for _, name, _ in render.BLOCK.findall(PAGE.read_text())}
+    for path in render.RESULTS.glob("*.json"):
+        result = json.loads(path.read_text())
+        if "figures" not in result:
+            continue
+        assert path.stem in shown
+        assert {"command", "date", "machine", "versions"} <= result.keys()
+        for figure in render.read_figures(result):
+            assert figure.low <= figure.value <= figure.high
+            assert figure.repeats >= 7, figure
+
+
+def test_make_bench_runs_every_script():
+    listed = re.search(r"^BENCHMARKS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed
+    scripts = {path.stem for path in SCRIPTS.glob("[!_]*.py")} - {"render", "drift"}
+    assert set(listed[1].split()) == scripts
+
+
+@pytest.mark.parametrize("script", QUICK)
+def test_a_script_runs(script):
+    path = os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests")))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    before = sorted((SCRIPTS / "results").iterdir())
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / f"{script}.py"), "--quick"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "a quick try" in done.stdout
+    assert sorted((SCRIPTS / "results").iterdir()) == before
