@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from .record import RunFolder as RunFolder
     from .record import load_checkpoint as load_checkpoint
     from .reference import reference as reference
+    from .report import Report as Report
+    from .report import report as report
     from .runtime import CheckpointEvent as CheckpointEvent
     from .runtime import Crew as Crew
     from .runtime import DeviceEvent as DeviceEvent
@@ -85,6 +87,7 @@ _ROOM_NAMES = {
     "profiling": "profile",
     "record": "RunFolder load_checkpoint",
     "reference": "reference",
+    "report": "Report report",
     "runtime": (
         "CheckpointEvent Crew DeviceEvent MeasuredEvent PhaseEvent StepEvent TrainResult launch"
         " train"

@@ -1,4 +1,4 @@
-"""The command line: `crowdmesh demo | plan | profile | train | models | solvers`.
+"""The command line: `crowdmesh demo | plan | profile | train | report | models | solvers`.
 
 Thin: each command parses, calls the library and renders. One module per command; this one only
 dispatches and turns errors into one line and an exit status:
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CrowdMeshError, InterruptedRunError
-from . import demo, models, plan, profile, solvers, train
+from . import demo, models, plan, profile, report, solvers, train
 from .console import show_error
 
-COMMANDS = (demo, plan, profile, train, models, solvers)
+COMMANDS = (demo, plan, profile, train, report, models, solvers)
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -29,6 +29,7 @@ examples:
   crowdmesh demo                                   watch four unequal processes train digits
   crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
   crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/
+  crowdmesh report runs/NAME                       a page of what a run did
   crowdmesh COMMAND --help                         options and examples of a command
 """
 

@@ -1,0 +1,430 @@
+"""The page: one self-contained HTML file, readable without its script, on paper and on a phone.
+
+Knows how values become HTML; what they mean is said where they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+
+from .. import __version__
+from ..core import Crowd, Device, PipelinePlan
+from . import units
+from .charts import Chart
+from .figures import (
+    StepFigures,
+    gantt_chart,
+    loss_chart,
+    memory_chart,
+    memory_terms,
+    metric_charts,
+    shares_chart,
+    stage_layers,
+    step_time_chart,
+)
+from .reading import RunView, Status
+from .story import Entry, tell
+from .svg import NARROW, WIDE, draw
+
+STATES = {
+    "finished": ("finished", "good"),
+    "halted": ("stopped", "bad"),
+    "running": ("still running", "info"),
+    "killed": ("killed", "bad"),
+}
+MANY_ENTRIES = 60
+
+
+def document(title: str, top: str, sections: Iterable[tuple[str, str, str]]) -> str:
+    """A whole page.
+
+    Args:
+        top: HTML of the head of the page, before the contents.
+        sections: (anchor, heading, HTML); empty ones are left out.
+    """
+    assets = resources.files(__name__.rpartition(".")[0]) / "assets"
+    style = (assets / "report.css").read_text(encoding="utf-8")
+    script = (assets / "report.js").read_text(encoding="utf-8")
+    kept = [(anchor, heading, body) for anchor, heading, body in sections if body]
+    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in kept)
+    bodies = "".join(
+        f'<section id="{anchor}" class="{"long" if anchor == "events" else ""}">'
+        f"<h2>{escape(heading)}</h2>{body}</section>"
+        for anchor, heading, body in kept
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>\n{style}</style>'
+        f'</head><body><header class="top">{top}<nav class="contents">{links}</nav></header>'
+        f"<main>{bodies}<footer>crowdmesh_jax {__version__}. This page loads nothing from the"
+        f" network.</footer></main><script>\n{script}</script></body></html>\n"
+    )
+
+
+def figure(chart: Chart | None) -> str:
+    """A chart at both widths; the style sheet shows the one that fits."""
+    return f"<figure>{draw(chart, WIDE)}{draw(chart, NARROW)}</figure>" if chart else ""
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> str:
+    """A table; cells are HTML. Columns whose index is in `left` hold words, others numbers."""
+
+    def cells(kind: str, row: Sequence[str]) -> str:
+        styles = ("name" if i == 0 else "words" if i in left else "num" for i in range(len(row)))
+        parts = zip(styles, row, strict=True)
+        return "".join(f'<{kind} class="{style}">{cell}</{kind}>' for style, cell in parts)
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = cells("th", [escape(column) for column in columns])
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
+    """(what, figure, remark) in a grid."""
+    made = "".join(
+        f'<div class="tile"><span>{escape(what)}</span><b>{escape(value)}</b>'
+        f"<span>{escape(remark) or '&nbsp;'}</span></div>"
+        for what, value, remark in figures
+    )
+    return f'<div class="tiles">{made}</div>'
+
+
+# One run -----------------------------------------------------------------------------------------
+
+
+def run_page(view: RunView, figures: StepFigures) -> str:
+    """The report of one run."""
+    top = (
+        f'<p class="eyebrow">crowdmesh run report</p><h1>{escape(view.name)}'
+        f'{badge(view.status)}</h1><p class="lead">{escape(describe(view))}</p>'
+        f"{notices(view)}"
+    )
+    shares = (
+        ("", figures.measured_shares, False),
+        ("predicted", figures.predicted_shares, True),
+    )
+    sections = (
+        ("summary", "Summary", tiles(key_figures(view))),
+        ("loss", "Loss and metrics", _curves(view)),
+        ("step-time", "Step time", _step_time(view)),
+        ("gantt", "One step", _gantt(view, figures)),
+        ("shares", "Where the time goes", _shares(figures, figure(shares_chart(shares)))),
+        ("links", "Links", _links(view, figures)),
+        ("memory", "Memory", _memory(view)),
+        ("plan", "Plan", plan_html(view)),
+        ("events", "Events", story(tell(view.records))),
+        ("words", "What the words mean", WORDS),
+    )
+    return document(f"{view.name}: crowdmesh run report", top, sections)
+
+
+def badge(status: Status) -> str:
+    words, tone = STATES[status.state]
+    return f'<span class="badge {tone}">{words}</span>'
+
+
+def describe(view: RunView) -> str:
+    """One sentence: job, crowd, outcome."""
+    job, run = view.config.get("job", {}), view.config.get("run", {})
+    parts = []
+    if job:
+        parts.append(
+            f"{job.get('model', 'a model')}, {len(job.get('layers', ()))} layers, batches of"
+            f" {job.get('batch_size', '?')} in {job.get('microbatches', '?')} microbatches"
+        )
+    if view.plan:
+        over = f"over {len(view.plan.stages)} devices"
+        if view.crowd and len(view.crowd.devices) > len(view.plan.stages):
+            over += f" of {len(view.crowd.devices)}"
+        parts.append(f"{over} ({view.plan.schedule}, {run.get('transport', '?')})")
+    of = f" of {view.steps_planned}" if view.steps_planned else ""
+    parts.append(f"{view.committed}{of} steps")
+    begin_s = next((r["at_s"] for r in view.records if isinstance(r.get("at_s"), float)), None)
+    if begin_s is not None:
+        parts.append(f"begun {units.moment(begin_s)}")
+    return "; ".join(parts) + "."
+
+
+def notices(view: RunView) -> str:
+    """What the reader must know before the figures: an unusual end, and what cannot be read."""
+    status, out = view.status, ""
+    when = units.moment(status.at_s)
+    if status.state == "running":
+        out += (
+            '<div class="notice info"><p><strong>Still running.</strong> This page shows what'
+            f" stood in the folder; the last record is of {when} ({escape(status.text)}).</p></div>"
+        )
+    elif status.state == "killed":
+        out += (
+            f'<div class="notice bad"><p><strong>Killed at {when}, or shortly after.</strong>'
+            f" The run has no end: {escape(status.text)}. A run that is copied from another machine"
+            " while it goes on looks the same. Op times are written when a run ends, so there are"
+            " none here.</p></div>"
+        )
+    elif status.state == "halted":
+        code = f"{status.code} " if status.code else ""
+        out += (
+            f'<div class="notice bad"><p><strong>Stopped: {escape(code)}</strong></p>'
+            f"<pre>{escape(status.text)}</pre></div>"
+        )
+    if view.problems:
+        items = "".join(f"<li>{escape(problem)}</li>" for problem in view.problems)
+        out += f'<div class="notice"><p>Parts of this run cannot be read:</p><ul>{items}</ul></div>'
+    return out
+
+
+def key_figures(view: RunView) -> list[tuple[str, str, str]]:
+    """(what, figure, remark)."""
+    measured, predicted = view.measured_step_s, view.predicted_step_s
+    found = [
+        ("measured step", units.seconds(measured), "median, commit to commit"),
+        (
+            "predicted step",
+            units.seconds(predicted),
+            f"measured is {units.change(measured, predicted)}"
+            if measured and predicted
+            else "not predicted in this run",
+        ),
+    ]
+    batch = view.config.get("job", {}).get("batch_size")
+    if measured and isinstance(batch, int):
+        found.append(("throughput", f"{units.figures(batch / measured)} /s", "samples"))
+    if view.rows:
+        first, last = view.rows[0], view.rows[-1]
+        found.append(("loss", units.plain(last.loss), f"from {units.plain(first.loss)}"))
+        for name, value in list(last.metrics.items())[:2]:
+            found.append((name, units.plain(value), f"training, step {last.step}"))
+    if view.evals:
+        last_eval = view.evals[-1]
+        for name, value in list(last_eval.values.items())[:2]:
+            found.append((f"evaluation {name}", units.plain(value), f"step {last_eval.step}"))
+    of = f"of {view.steps_planned}" if view.steps_planned else ""
+    found.append(("steps", str(view.committed), of))
+    times = [r["at_s"] for r in view.records if isinstance(r.get("at_s"), float)]
+    if len(times) > 1:
+        found.append(("duration", units.seconds(times[-1] - times[0]), "first to last record"))
+    return found
+
+
+def _curves(view: RunView) -> str:
+    loss = loss_chart([view])
+    if loss is None:
+        return "<p>No step was committed yet.</p>"
+    lead = "" if view.evals else " This run was not evaluated while it trained."
+    charts = "".join(f"<h3>{escape(c.title)}</h3>{figure(c)}" for c in metric_charts([view]))
+    return f'<p class="lead">One value per committed step.{lead}</p>{figure(loss)}{charts}'
+
+
+def _step_time(view: RunView) -> str:
+    chart = step_time_chart([view])
+    if chart is None:
+        return ""
+    planned = view.prediction.planned_step_s if view.prediction else None
+    text = "From commit to commit."
+    if view.predicted_step_s is not None:
+        text += (
+            " The prediction comes from stage times that each device measured alone before the"
+            f" first step: {units.seconds(view.predicted_step_s)}; the measured median is"
+            f" {units.seconds(view.measured_step_s)}"
+            f" ({units.change(view.measured_step_s, view.predicted_step_s)})."
+        )
+    if planned is not None:
+        text += f" The solver, from its profile, thought of {units.seconds(planned)}."
+    return f'<p class="lead">{text}</p>{figure(chart)}'
+
+
+def _gantt(view: RunView, figures: StepFigures) -> str:
+    chart = gantt_chart(view, figures)
+    if chart is None or figures.window is None:
+        why = "it is written when a run ends" if not view.events else "it holds no whole step"
+        return f"<p>No op times: this folder has no trace of a whole step ({why}).</p>"
+    what = (
+        f"Step {figures.window.step}, of {figures.kept_steps} whole ones in the trace the one of"
+        f" median length ({units.seconds(figures.window.length_s)}). Numbers are microbatches."
+    )
+    hint = (
+        '<p class="hint">Point at a bar for its time; drag across to zoom, double-click to see all'
+        " again.</p>"
+    )
+    return f'<p class="lead">{what}</p>{figure(chart)}{hint}'
+
+
+def _shares(figures: StepFigures, chart: str) -> str:
+    if not chart:
+        return ""
+    which = (
+        f"Measured over {figures.kept_steps} steps."
+        if figures.measured_shares
+        else "Predicted; nothing was measured."
+    )
+    return f'<p class="lead">{which} The shares of a row add up to the whole step.</p>{chart}'
+
+
+def _links(view: RunView, figures: StepFigures) -> str:
+    rows = []
+    predicted = _predicted_transfers(view)
+    for use in figures.cuts:
+        expected = predicted.get((use.source, use.target))
+        rows.append(
+            (
+                f"{escape(use.source)} \N{RIGHTWARDS ARROW} {escape(use.target)}",
+                units.seconds(use.transfer_s),
+                units.seconds(expected),
+                units.share(use.busy_share),
+            )
+        )
+    if not rows:
+        return ""
+    lead = "Per microbatch, from the first byte sent to the last one received (medians)."
+    columns = ("from, to", "measured", "predicted", "in use, of the step")
+    return f'<p class="lead">{lead}</p>{table(columns, rows)}'
+
+
+def _predicted_transfers(view: RunView) -> dict[tuple[str, str], float]:
+    if view.plan is None or view.prediction is None:
+        return {}
+    devices, found = view.plan.devices, {}
+    for index, cut in enumerate(view.prediction.cuts[: len(devices) - 1]):
+        found[devices[index], devices[index + 1]] = cut.forward_s
+        found[devices[index + 1], devices[index]] = cut.backward_s
+    return found
+
+
+def _memory(view: RunView) -> str:
+    chart = memory_chart(view)
+    measured = (
+        "Measured is the peak above an idle agent."
+        if view.memory_bytes
+        else "Memory was not measured in this run."
+    )
+    if chart is None or view.prediction is None or view.plan is None:
+        return f"<p>No memory was predicted: the plan came without a profile. {measured}</p>"
+    rows = []
+    for device in view.plan.devices:
+        memory = view.prediction.memory.get(device)
+        if memory is None:
+            continue
+        known = _device(view.crowd, device)
+        terms = ", ".join(f"{words} {units.size(part)}" for words, part in memory_terms(memory))
+        rows.append(
+            (
+                escape(device),
+                units.size(memory.training_bytes),
+                units.size(view.memory_bytes.get(device)),
+                units.size(known.memory_bytes if known else None),
+                escape(terms),
+            )
+        )
+    columns = ("device", "predicted", "measured", "device has", "terms")
+    return (
+        f'<p class="lead">Predicted for training, term by term. {measured}</p>{figure(chart)}'
+        f"{table(columns, rows, left=(0, 4))}"
+    )
+
+
+def _device(crowd: Crowd | None, device: str) -> Device | None:
+    return next((d for d in crowd.devices if d.id == device), None) if crowd else None
+
+
+def plan_html(view: RunView) -> str:
+    """Who runs which layers: a strip and a table."""
+    plan = view.plan
+    if plan is None:
+        return "<p>This folder has no plan.</p>"
+    layers = stage_layers(plan, view.layer_names)
+    strip = "".join(
+        f'<div class="back-{index % 6}" style="flex:{len(names)} 1 0;background:none">'
+        f"<b>{escape(stage.device)}</b><span>{escape(_names(names))}</span></div>"
+        for index, (stage, names) in enumerate(zip(plan.stages, layers, strict=True))
+    )
+    rows = []
+    for index, stage in enumerate(plan.stages):
+        times = view.programs_s.get(stage.device, {})
+        device = _device(view.crowd, stage.device)
+        rows.append(
+            (
+                f'<i class="dot back-{index % 6}"></i>{index}',
+                escape(stage.device),
+                f"{device.speed:.3g}" if device else units.MISSING,
+                f"{stage.first_layer}\N{EN DASH}{stage.last_layer}",
+                units.seconds(times.get("forward")),
+                units.seconds(times.get("loss_backward", times.get("backward"))),
+                units.seconds(times.get("update")),
+                "recomputed" if stage.recompute else "kept",
+            )
+        )
+    columns = (
+        "stage", "device", "speed", "layers", "forward", "backward", "update", "residuals",
+    )  # fmt: skip
+    spare = _spare(view.crowd, plan)
+    left = f" Left out: {escape(', '.join(spare))}." if spare else ""
+    return (
+        f'<p class="lead">{escape(plan.schedule)}, {plan.microbatches} microbatches. Seconds are'
+        f" per microbatch (update: per step), each stage measured alone.{left}</p>"
+        f'<div class="strip">{strip}</div>{table(columns, rows, left=(0, 1))}'
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    return (
+        ", ".join(names) if len(names) <= 6 else f"{names[0]} \N{HORIZONTAL ELLIPSIS} {names[-1]}"
+    )
+
+
+def _spare(crowd: Crowd | None, plan: PipelinePlan) -> list[str]:
+    return [d.id for d in crowd.devices if d.id not in plan.devices] if crowd else []
+
+
+def story(entries: Sequence[Entry]) -> str:
+    """The events, oldest first; the middle of a long list folded away."""
+    if not entries:
+        return "<p>The journal is empty.</p>"
+    made = [_entry(entry) for entry in entries]
+    if len(made) <= MANY_ENTRIES:
+        return f'<ol class="story">{"".join(made)}</ol>'
+    head, middle, tail = made[:20], made[20:-20], made[-20:]
+    return (
+        f'<ol class="story">{"".join(head)}</ol><details><summary>{len(middle)} more</summary>'
+        f'<ol class="story">{"".join(middle)}</ol></details><ol class="story">{"".join(tail)}</ol>'
+    )
+
+
+def _entry(entry: Entry) -> str:
+    at = "" if entry.at_s is None else f"+{units.clock(entry.at_s)}"
+    text = f"<small>{escape(entry.text)}</small>" if entry.text else ""
+    return (
+        f'<li class="{entry.tone}"><time>{at}</time><i></i><div>{escape(entry.title)}{text}</div>'
+        "</li>"
+    )
+
+
+WORDS = """<dl>
+<dt>measured step</dt><dd>Median time from one commit to the next, the first two steps
+left out.</dd>
+<dt>predicted step</dt><dd>The exact timeline of the schedule, with the seconds of each stage's
+programs and the hops between devices, all measured before the first step while nothing else
+ran.</dd>
+<dt>a step, in shares</dt><dd>From the first stage's first forward to the same moment of the next
+step, for all devices alike. Each instant of a device belongs to one share.</dd>
+<dt>compute</dt><dd>A forward or backward runs (on an emulated device: or is stretched to its
+speed).</dd>
+<dt>update</dt><dd>Another op runs: reduce, optimizer update, snapshot, book-keeping.</dd>
+<dt>waiting for a link</dt><dd>No op runs, and the frame that the next op needs is on its way:
+sent, and not yet received whole.</dd>
+<dt>ready, not run</dt><dd>No op runs although all that the next one needs is there: the runtime's
+own time, or a core that was busy with something else. Predictions know none.</dd>
+<dt>bubble</dt><dd>No op runs, and nobody has sent yet what the next one needs: a frame, or the
+commit.</dd>
+<dt>in use</dt><dd>Share of the steps in which at least one frame was on its way over the link in
+that direction.</dd>
+<dt>predicted memory</dt><dd>What training holds on the device at once by the planner's formula;
+compiling, which comes before, is not in it.</dd>
+</dl>"""
