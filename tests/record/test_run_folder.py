@@ -137,3 +137,13 @@ def test_a_configuration_that_cannot_be_read_is_told_with_its_file(tmp_path, tex
     with pytest.raises(RecordError, match=told) as caught:
         folder.read_config()
     assert "config.toml" in caught.value.message
+
+
+def test_memory_figures_are_read_back_and_damage_is_told(tmp_path):
+    folder = RunFolder.create(tmp_path, "mine")
+    folder.write_memory({"a": {"peak_bytes": 7, "idle_bytes": 3}})
+    assert folder.read_memory() == {"a": {"peak_bytes": 7, "idle_bytes": 3}}
+    for text in ("{", "[1]", '{"a": 3}'):
+        folder.memory_path.write_text(text)
+        with pytest.raises(RecordError, match=r"memory\.json: damaged"):
+            folder.read_memory()

@@ -72,6 +72,7 @@ def make_run(
     end: str | None = "finish",
     has_trace: bool = True,
     evaluate_every: int = 0,
+    has_memory: bool = False,
     learning_rate: float = 0.1,
 ) -> RunFolder:
     """A run's folder.
@@ -118,6 +119,9 @@ def make_run(
         elif end == "halt":
             fault = {"kind": "AgentLostError", "text": "slow died\n  state    kept"}
             record("Halted", committed=steps, fault=fault)
+    if has_memory:
+        figures = {"predicted_bytes": 9_000_000, "idle_bytes": 70_000_000, "peak_bytes": 80_000_000}
+        folder.write_memory(dict.fromkeys(DEVICES, figures))
     if has_trace:
         folder.write_trace(chrome_trace(measured_events(steps), devices=DEVICES))
     return folder

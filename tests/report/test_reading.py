@@ -16,7 +16,7 @@ from crowdmesh_jax.report.story import tell
 
 
 def test_a_finished_run_is_read_whole(tmp_path):
-    view = read_run(make_run(tmp_path, evaluate_every=4).path)
+    view = read_run(make_run(tmp_path, evaluate_every=4, has_memory=True).path)
     assert view.status.state == "finished"
     assert view.problems == ()
     assert (view.plan, view.prediction, view.timeline) == (PLAN, PREDICTION, TIMELINE)
@@ -27,6 +27,8 @@ def test_a_finished_run_is_read_whole(tmp_path):
         (3, ["accuracy", "loss"]), (7, ["accuracy", "loss"]), (11, ["accuracy", "loss"]),
     ]  # fmt: skip
     assert view.rows[3].metrics == {"accuracy": 0.53}
+    assert view.memory["slow"].measured_bytes == 10_000_000
+    assert view.memory["slow"].predicted_bytes == 9_000_000
     assert {event.device for event in view.events} == set(DEVICES)
 
 
@@ -97,6 +99,7 @@ def _spoil(path, old, new):
         ("prediction.json", lambda p: _spoil(p, b": 1\n", b": 9\n"), "version 9 is newer than 1"),
         ("config.toml", lambda p: p.write_text("[["), "config.toml: damaged"),
         ("config.toml", lambda p: _spoil(p, b"speed = 0.5", b"speed = -1"), "speed must be"),
+        ("memory.json", lambda p: p.write_text("[1]"), "memory.json: damaged"),
         ("metrics.jsonl", lambda p: p.unlink(), "metrics.jsonl: missing"),
     ],
 )

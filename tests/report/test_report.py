@@ -75,6 +75,12 @@ def test_a_run_becomes_a_page_with_all_sections_and_plots_beside_it(tmp_path):
     assert "evaluation accuracy 0.9" in told
 
 
+def test_measured_memory_stands_beside_predicted(tmp_path):
+    made = cm.report(make_run(tmp_path, has_memory=True).path)
+    assert "fast 10.0 MB 9.00 MB 8.00 kB 4.29 GB parameters 4.00 kB" in _plain(made.html)
+    assert ">peak above idle<" in (made.html.parent / "plots" / "memory.svg").read_text()
+
+
 def test_the_page_loads_nothing_from_anywhere(tmp_path):
     folder = make_run(tmp_path)
     page = _Page(_text(cm.report(folder.path).html))

@@ -199,6 +199,21 @@ class RunFolder:
         """
         write_atomic(self.memory_path, (json.dumps(table, indent=1) + "\n").encode())
 
+    def read_memory(self) -> dict[str, dict[str, float]]:
+        """What `write_memory` wrote; fields that are no numbers are left out.
+
+        Raises:
+            RecordError: There is none, or it is damaged.
+        """
+        try:
+            table = json.loads(read_bytes(self.memory_path))
+            return {
+                str(device): {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+                for device, row in table.items()
+            }
+        except (ValueError, AttributeError, RecursionError) as exc:
+            raise RecordError(f"{self.memory_path}: damaged: {exc}") from exc
+
     def events(self) -> Journal:
         """The run's events, for appending: one process at a time."""
         return Journal(self.events_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core import MemoryBreakdown, PipelinePlan
@@ -22,7 +22,7 @@ from .charts import (
     Row,
     thinned,
 )
-from .reading import RunView
+from .reading import DeviceMemory, RunView
 from .steps import (
     SHARES,
     TRANSFERS,
@@ -55,6 +55,7 @@ MEMORY_TERMS = (
     ("stash_bytes", "activations", "fourth"),
     ("credit_bytes", "frames", "backward"),
     ("state_bytes", "statistics", "link"),
+    ("working_bytes", "working", "update"),
     ("snapshot_bytes", "snapshots", "ready"),
     ("log_bytes", "boundary log", "ready"),
     ("hosted_bytes", "hosted copies", "ready"),
@@ -355,18 +356,52 @@ def shares_chart(
 
 
 def memory_chart(view: RunView) -> BarChart | None:
-    """Bytes per device, predicted term by term, and measured above idle where it was."""
-    if view.prediction is None or view.plan is None or not view.prediction.memory:
+    """Bytes per device: measured above predicted; without a measurement the planner's terms."""
+    if view.plan is None:
         return None
-    totals = [m.training_bytes for m in view.prediction.memory.values()]
-    totals += [int(value) for value in view.memory_bytes.values()]
-    top = max(totals, default=0)
-    scale, unit = next(
-        (s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if top >= s or u == "kB"
-    )
+    if view.memory:
+        return _measured_memory(view.plan, view.memory)
+    if view.prediction and view.prediction.memory:
+        return _planned_memory(view.plan, view.prediction.memory)
+    return None
+
+
+def _measured_memory(plan: PipelinePlan, found: Mapping[str, DeviceMemory]) -> BarChart:
+    rows, bars = [], []
+    top = max(max(m.measured_bytes, m.predicted_bytes or 0.0) for m in found.values())
+    scale, unit = _unit(top)
+    for device in plan.devices:
+        memory = found.get(device)
+        if memory is None:
+            continue
+        pairs = (
+            (device, memory.measured_bytes, False),
+            ("predicted", memory.predicted_bytes, True),
+        )
+        for label, value, is_predicted in pairs:
+            if value is None:
+                continue
+            rows.append(Row(label=label, starts_group=not is_predicted, note=units.size(value)))
+            how = "predicted" if is_predicted else "measured"
+            bars.append(
+                Bar(
+                    row=len(rows) - 1, start=0.0, end=value / scale, role="first",
+                    tip=f"{device}, {how} above idle: {units.size(value)}",
+                    is_predicted=is_predicted,
+                )
+            )  # fmt: skip
+    return BarChart(
+        name="memory", title="Memory above an idle agent", x_label=unit, rows=tuple(rows),
+        bars=tuple(bars), legend=(("first", "peak above idle"),), x_max=1.02 * top / scale or None,
+    )  # fmt: skip
+
+
+def _planned_memory(plan: PipelinePlan, found: Mapping[str, MemoryBreakdown]) -> BarChart:
     rows, bars, used = [], [], set()
-    for device in view.plan.devices:
-        memory = view.prediction.memory.get(device)
+    top = max(memory.training_bytes for memory in found.values())
+    scale, unit = _unit(top)
+    for device in plan.devices:
+        memory = found.get(device)
         if memory is None:
             continue
         rows.append(Row(label=device, note=units.size(memory.training_bytes)))
@@ -374,34 +409,27 @@ def memory_chart(view: RunView) -> BarChart | None:
         for name, words, role in MEMORY_TERMS:
             part = getattr(memory, name)
             if part > 0:
-                used.add((role, words))
-                tip = f"{device}, predicted: {words} {units.size(part)}"
+                used.add(words)
                 bars.append(
                     Bar(
-                        row=len(rows) - 1,
-                        start=at / scale,
-                        end=(at + part) / scale,
-                        role=role,
-                        tip=tip,
+                        row=len(rows) - 1, start=at / scale, end=(at + part) / scale, role=role,
+                        tip=f"{device}, predicted: {words} {units.size(part)}",
                     )
-                )
+                )  # fmt: skip
                 at += part
-        measured = view.memory_bytes.get(device)
-        if measured is not None:
-            rows.append(Row(label="measured", starts_group=False, note=units.size(measured)))
-            tip = f"{device}, measured above idle: {units.size(measured)}"
-            bars.append(
-                Bar(row=len(rows) - 1, start=0.0, end=measured / scale, role="ready", tip=tip)
-            )
-    if not rows:
-        return None
-    legend = [(role, words) for _, words, role in MEMORY_TERMS if (role, words) in used]
-    if view.memory_bytes:
-        legend.append(("ready", "measured peak above idle"))
+    legend = tuple((role, words) for _, words, role in MEMORY_TERMS if words in used)
     return BarChart(
-        name="memory", title="Memory for training", x_label=unit, rows=tuple(rows),
-        bars=tuple(bars), legend=tuple(legend), x_max=(top / scale) * 1.02 or None,
+        name="memory", title="Memory for training, predicted", x_label=unit, rows=tuple(rows),
+        bars=tuple(bars), legend=legend, x_max=1.02 * top / scale or None,
     )  # fmt: skip
+
+
+def _unit(top_bytes: float) -> tuple[float, str]:
+    """What to divide bytes by, and what they are then."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB")):
+        if top_bytes >= scale:
+            return scale, unit
+    return 1e3, "kB"
 
 
 def memory_terms(memory: MemoryBreakdown) -> tuple[tuple[str, int], ...]:

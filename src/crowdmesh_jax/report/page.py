@@ -300,34 +300,35 @@ def _predicted_transfers(view: RunView) -> dict[tuple[str, str], float]:
 
 def _memory(view: RunView) -> str:
     chart = memory_chart(view)
-    measured = (
-        "Measured is the peak above an idle agent."
-        if view.memory_bytes
-        else "Memory was not measured in this run."
-    )
-    if chart is None or view.prediction is None or view.plan is None:
-        return f"<p>No memory was predicted: the plan came without a profile. {measured}</p>"
+    planned = view.prediction.memory if view.prediction else {}
+    if chart is None or view.plan is None:
+        return "<p>Memory was neither predicted nor measured in this run.</p>"
+    if view.memory:
+        lead = (
+            "Peak of each agent's process above what it held idle, and what its programs' own"
+            " arrays and the compiler's figures predict."
+        )
+    else:
+        lead = "Predicted by the planner, term by term. Memory was not measured in this run."
     rows = []
     for device in view.plan.devices:
-        memory = view.prediction.memory.get(device)
-        if memory is None:
-            continue
-        known = _device(view.crowd, device)
-        terms = ", ".join(f"{words} {units.size(part)}" for words, part in memory_terms(memory))
+        known, measured = _device(view.crowd, device), view.memory.get(device)
+        plan = planned.get(device)
+        terms = memory_terms(plan) if plan else ()
         rows.append(
             (
                 escape(device),
-                units.size(memory.training_bytes),
-                units.size(view.memory_bytes.get(device)),
+                units.size(measured.measured_bytes if measured else None),
+                units.size(measured.predicted_bytes if measured else None),
+                units.size(plan.training_bytes if plan else None),
                 units.size(known.memory_bytes if known else None),
-                escape(terms),
+                escape(", ".join(f"{words} {units.size(part)}" for words, part in terms)),
             )
         )
-    columns = ("device", "predicted", "measured", "device has", "terms")
-    return (
-        f'<p class="lead">Predicted for training, term by term. {measured}</p>{figure(chart)}'
-        f"{table(columns, rows, left=(0, 4))}"
-    )
+    columns = (
+        "device", "measured", "predicted", "planned", "device has", "terms of the plan",
+    )  # fmt: skip
+    return f'<p class="lead">{lead}</p>{figure(chart)}{table(columns, rows, left=(0, 5))}'
 
 
 def _device(crowd: Crowd | None, device: str) -> Device | None:
@@ -425,6 +426,7 @@ own time, or a core that was busy with something else. Predictions know none.</d
 commit.</dd>
 <dt>in use</dt><dd>Share of the steps in which at least one frame was on its way over the link in
 that direction.</dd>
-<dt>predicted memory</dt><dd>What training holds on the device at once by the planner's formula;
-compiling, which comes before, is not in it.</dd>
+<dt>memory</dt><dd>Measured: the peak of the agent's process less what it held idle. Predicted: its
+programs' own arrays and the compiler's figures. Planned: the planner's formula, from the profile;
+compiling, which comes before training, is in none of the predictions.</dd>
 </dl>"""

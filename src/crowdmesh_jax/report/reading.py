@@ -65,6 +65,16 @@ class EvalRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Bytes of an agent's process above what it held idle."""
+
+    predicted_bytes: float | None
+    """From its programs' own arrays and the compiler's figures."""
+    measured_bytes: float
+    """Peak of the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """All that a report needs of a run. What the folder does not hold is empty or None."""
 
@@ -84,8 +94,8 @@ class RunView:
     """The journal, with `seq` and, where the release wrote it, `at_s`."""
     programs_s: Mapping[str, Mapping[str, float]]
     """Seconds per device and program, measured alone."""
-    memory_bytes: Mapping[str, float]
-    """Measured above idle, per device; empty where the run did not measure it."""
+    memory: Mapping[str, DeviceMemory]
+    """Per device; empty where the run did not measure it."""
     events: tuple[TraceEvent, ...]
     problems: tuple[str, ...]
 
@@ -146,7 +156,7 @@ def read_run(path: str | Path) -> RunView:
         evals=evals,
         records=tuple(records),
         programs_s=_seconds(measured[-1].get("seconds")) if measured else {},
-        memory_bytes=_memory(records),
+        memory=_memory(folder, problems),
         events=_trace(folder, problems),
         problems=tuple(problems),
     )
@@ -284,13 +294,22 @@ def _rows(
     )
 
 
-def _memory(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Peak bytes above idle that agents measured, of the newest record that tells any."""
-    for record in reversed(records):
-        found = _numbers(record.get("memory_bytes"))
-        if found:
-            return found
-    return {}
+def _memory(folder: RunFolder, problems: list[str]) -> dict[str, DeviceMemory]:
+    if not folder.memory_path.exists():
+        return {}
+    try:
+        table = folder.read_memory()
+    except RecordError as exc:
+        problems.append(exc.message)
+        return {}
+    return {
+        device: DeviceMemory(
+            predicted_bytes=row.get("predicted_bytes"),
+            measured_bytes=max(0.0, row["peak_bytes"] - row["idle_bytes"]),
+        )
+        for device, row in table.items()
+        if "peak_bytes" in row and "idle_bytes" in row
+    }
 
 
 def _trace(folder: RunFolder, problems: list[str]) -> tuple[TraceEvent, ...]:
