@@ -78,9 +78,5 @@ def test_accuracy(job: TrainingJob, result: TrainResult) -> float:
 
     images, labels = digits("test")
 
-    @jax.jit
-    def predict(params, state, x):
-        y, _, _ = job.model.apply(params, state, x, seed=0, step=0, microbatch=0, train=False)
-        return y.argmax(-1)
-
-    return float(np.mean(np.asarray(predict(result.params, result.state, images)) == labels))
+    outputs = jax.jit(job.model.predict)(result.params, result.state, images)
+    return float(np.mean(np.asarray(outputs).argmax(-1) == labels))

@@ -137,6 +137,11 @@ class Crowd:
         Args:
             speeds: One per device, relative to the first-class one at 1.0.
             flops_per_s: Of a device at speed 1; `profile` replaces it by a measured figure.
+
+        Example:
+            >>> crowd = Crowd.local((1.0, 0.5))
+            >>> [(device.id, device.speed) for device in crowd.devices]
+            [('device-0', 1.0), ('device-1', 0.5)]
         """
         devices = tuple(
             Device(

@@ -80,7 +80,13 @@ class PipelinePlan:
         schedule: str = "1f1b",
         recompute: bool = False,
     ) -> PipelinePlan:
-        """Equal layer counts in the given device order; the first stages take the remainder."""
+        """Equal layer counts in the given device order; the first stages take the remainder.
+
+        Example:
+            >>> plan = PipelinePlan.even(7, ["a", "b", "c"], microbatches=4)
+            >>> [(stage.device, stage.first_layer, stage.last_layer) for stage in plan.stages]
+            [('a', 0, 2), ('b', 3, 4), ('c', 5, 6)]
+        """
         count = len(devices)
         if count > num_layers:
             raise InvalidPlanError(

@@ -173,6 +173,12 @@ def make_schedule(
 
     Raises:
         ScheduleError: No schedule of that name (names those known), or sizes that fit none.
+
+    Example:
+        >>> for ops in make_schedule("1f1b", 2, 3).ops:
+        ...     print(*ops)
+        F0 F1 B0 F2 B1 B2
+        F0 B0 F1 B1 F2 B2
     """
     given = _sizes(name, num_stages, microbatches, warmups)
     if builders is not None and name in builders:

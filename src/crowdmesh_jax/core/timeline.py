@@ -153,6 +153,13 @@ def evaluate(
 
     Raises:
         ScheduleError: Lengths do not match, or the schedule is incomplete or deadlocks.
+
+    Example:
+        >>> from crowdmesh_jax.core import make_schedule
+        >>> stages = [StageTimes(forward_s=1.0, backward_s=2.0)] * 2
+        >>> timeline = evaluate(make_schedule("1f1b", 2, 4), stages, [CutTimes()])
+        >>> timeline.step_s, timeline.commit_s  # 4 microbatches of 3 s, and a bubble of 3 s
+        (15.0, 15.0)
     """
     ops: list[TimedOp] = []
     starts, commit_s = _longest_path(schedule, stages, cuts, [0.0] * len(stages), ops)

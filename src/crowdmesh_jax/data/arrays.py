@@ -52,6 +52,12 @@ class ArraySource:
     Raises:
         DataError: No rows, lengths that differ, NaN, dtypes that are no numbers, or a batch larger
             than the data.
+
+    Example:
+        >>> source = ArraySource(np.arange(6.0), np.arange(6), batch_size=2)
+        >>> inputs, targets = source.batch(0)
+        >>> inputs.dtype.name, targets.shape, source.batch(0)[1].tolist() == targets.tolist()
+        ('float32', (2,), True)
     """
 
     KIND: ClassVar[str] = "arrays"

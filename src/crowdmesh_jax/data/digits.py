@@ -35,6 +35,11 @@ def digits(
 
     Raises:
         DataError: No split of that name.
+
+    Example:
+        >>> images, labels = digits("test")
+        >>> images.shape, labels.dtype.name
+        ((360, 8, 8, 1), 'int32')
     """
     if split not in ("train", "test"):
         raise DataError(f"digits: no split {split!r}; known: 'test', 'train'")

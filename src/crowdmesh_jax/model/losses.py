@@ -58,7 +58,14 @@ def sigmoid_binary_cross_entropy(outputs: Any, targets: Any) -> jax.Array:
 
 
 def accuracy(outputs: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
-    """(weight of the right answers, weight of all), float32; targets may be masked."""
+    """(weight of the right answers, weight of all), float32; targets may be masked.
+
+    Example:
+        >>> outputs, labels = jnp.array([[0.0, 1.0], [2.0, 0.0]]), jnp.array([1, 1])
+        >>> right, seen = accuracy(outputs, labels)
+        >>> float(right / seen)
+        0.5
+    """
     labels, mask = labels_and_mask(targets)
     right = (jnp.argmax(outputs, axis=-1) == labels).astype(jnp.float32)
     weights = jnp.ones_like(right) if mask is None else mask.astype(jnp.float32)

@@ -224,6 +224,13 @@ class StagedModel:
             seed=seed, step=step, microbatch=microbatch, train=train,
         )  # fmt: skip
 
+    def predict(
+        self, params: Mapping[str, PyTree], state: Mapping[str, PyTree], x: PyTree
+    ) -> PyTree:
+        """The output in evaluation mode: dropout off, statistics as they are. Pure; jit it."""
+        y, _, _ = self.apply(params, state, x, seed=0, step=0, microbatch=0, train=False)
+        return y
+
     def apply_layers(
         self,
         first: int,
