@@ -60,9 +60,24 @@ def test_every_event_is_drawn_once_and_no_row_holds_two_at_a_time(given_events):
     for event in shown:
         by_row[event["pid"], event["tid"]].append((event["ts"], event["dur"]))
     for row in by_row.values():
-        row.sort()
+        row.sort(key=lambda slice_: (slice_[0], -slice_[1]))
         for (ts, dur), (later, _) in itertools.pairwise(row):
-            assert later >= ts + dur - 0.002
+            # Perfetto drops a slice that starts in another and ends behind it, if by 1 ns.
+            # One without length is drawn a nanosecond long and may lie in what starts with it.
+            assert round(later * 1e3) >= round(ts * 1e3) + round(dur * 1e3) or later == ts
+
+
+def test_neighbours_touch_and_never_cross_whatever_their_fractions():
+    ends_s = [0.1 * k / 7 for k in range(2000)]  # with fractions of a nanosecond
+    back_to_back = [
+        _event("d0", "forward", a, b, microbatch=k)
+        for k, (a, b) in enumerate(itertools.pairwise(ends_s))
+    ]
+    row = sorted((e["ts"], e["dur"]) for e in _slices(chrome_trace(back_to_back)))
+    assert all(
+        round(later * 1e3) == round(ts * 1e3) + round(dur * 1e3)
+        for (ts, dur), (later, _) in itertools.pairwise(row)
+    )
 
 
 @given(st.lists(events, max_size=20))

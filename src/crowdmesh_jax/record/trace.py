@@ -21,7 +21,7 @@ COMPUTE = ("forward", "backward", "update")
 TRANSFER = ("send", "receive")
 ACTIVATIONS, GRADIENTS = "activations", "gradients"
 """Labels of transfers between stages."""
-SHORTEST_US = 0.001
+SHORTEST_NS = 1
 """Slices without length are not drawn and no arrow can start at them."""
 
 
@@ -112,19 +112,28 @@ def _row_order(event: TraceEvent) -> tuple[int, bool]:
     return place, event.predicted
 
 
-def _lanes(events: Sequence[TraceEvent]) -> Iterable[tuple[int, TraceEvent]]:
+def _nanoseconds(event: TraceEvent, origin_s: float) -> tuple[int, int]:
+    """Start and end. Both are rounded, not start and length: else a slice's end may lie a
+    nanosecond behind the start of the next one, and Perfetto drops slices that overlap so."""
+    return round((event.start_s - origin_s) * 1e9), round((event.end_s - origin_s) * 1e9)
+
+
+def _lanes(
+    events: Sequence[TraceEvent], origin_s: float
+) -> Iterable[tuple[int, TraceEvent, tuple[int, int]]]:
     """Spreads events that overlap over several lanes: slices of one row may not cross."""
-    free: list[tuple[float, int]] = []
-    for event in sorted(events, key=lambda e: (e.start_s, e.end_s)):
-        if free and free[0][0] <= event.start_s:
+    free: list[tuple[int, int]] = []
+    timed = [(_nanoseconds(event, origin_s), event) for event in events]
+    for (start_ns, end_ns), event in sorted(timed, key=lambda item: item[0]):
+        if free and free[0][0] <= start_ns:
             _, lane = heapq.heappop(free)
         else:
             lane = len(free)
-        heapq.heappush(free, (event.end_s, lane))
-        yield lane, event
+        heapq.heappush(free, (end_ns, lane))
+        yield lane, event, (start_ns, end_ns)
 
 
-def _slice(event: TraceEvent, pid: int, tid: int, origin_s: float) -> dict[str, Any]:
+def _slice(event: TraceEvent, pid: int, tid: int, span_ns: tuple[int, int]) -> dict[str, Any]:
     args: dict[str, Any] = {"step": event.step}
     for name in ("microbatch", "peer", "size_bytes"):
         if getattr(event, name) is not None:
@@ -132,14 +141,15 @@ def _slice(event: TraceEvent, pid: int, tid: int, origin_s: float) -> dict[str, 
     if event.label:
         args["label"] = event.label
     name = event.kind if event.microbatch is None else f"{event.kind} {event.microbatch}"
+    start_ns, end_ns = span_ns
     return {
         "ph": "X",
         "name": name,
         "cat": "predicted" if event.predicted else event.kind,
         "pid": pid,
         "tid": tid,
-        "ts": round((event.start_s - origin_s) * 1e6, 3),
-        "dur": max(round((event.end_s - event.start_s) * 1e6, 3), SHORTEST_US),
+        "ts": start_ns / 1e3,
+        "dur": max(end_ns - start_ns, SHORTEST_NS) / 1e3,
         "args": args,
     }
 
@@ -175,14 +185,14 @@ def chrome_trace(
     next_tid = 1
     for (index, _, row), members in sorted(rows.items(), key=lambda item: item[0]):
         tids: dict[int, int] = {}
-        for lane, event in _lanes(members):
+        for lane, event, span_ns in _lanes(members, origin_s):
             if lane not in tids:
                 tids[lane] = next_tid
                 name = row if lane == 0 else f"{row} ({lane + 1})"
                 out.append(_named("thread", index + 1, next_tid, name))
                 out.append(_sorted("thread", index + 1, next_tid, next_tid))
                 next_tid += 1
-            shown = _slice(event, index + 1, tids[lane], origin_s)
+            shown = _slice(event, index + 1, tids[lane], span_ns)
             out.append(shown)
             if event.kind in TRANSFER and event.peer is not None:
                 pair = (event.device, event.peer)
@@ -220,7 +230,7 @@ def _arrows(ends: Mapping[Any, Mapping[str, dict[str, Any]]]) -> Iterable[dict[s
             continue
         send, receive = pair["send"], pair["receive"]
         start = send["ts"]
-        end = round(receive["ts"] + receive["dur"] - SHORTEST_US, 3)
+        end = round(receive["ts"] + receive["dur"] - SHORTEST_NS / 1e3, 3)
         if end < start:
             continue
         number += 1

@@ -48,7 +48,7 @@ def document(title: str, top: str, sections: Iterable[tuple[str, str, str]]) -> 
     style = (assets / "report.css").read_text(encoding="utf-8")
     script = (assets / "report.js").read_text(encoding="utf-8")
     kept = [(anchor, heading, body) for anchor, heading, body in sections if body]
-    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in kept)
+    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in kept[1:])
     bodies = "".join(
         f'<section id="{anchor}" class="{"long" if anchor == "events" else ""}">'
         f"<h2>{escape(heading)}</h2>{body}</section>"
@@ -121,7 +121,7 @@ def run_page(view: RunView, figures: StepFigures) -> str:
         ("memory", "Memory", _memory(view)),
         ("plan", "Plan", plan_html(view)),
         ("events", "Events", story(tell(view.records))),
-        ("words", "What the words mean", WORDS),
+        ("words", "Terms", WORDS),
     )
     return document(f"{view.name}: crowdmesh run report", top, sections)
 
@@ -185,7 +185,7 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     """(what, figure, remark)."""
     measured, predicted = view.measured_step_s, view.predicted_step_s
     found = [
-        ("measured step", units.seconds(measured), "median, commit to commit"),
+        ("measured step", units.seconds(measured), "median"),
         (
             "predicted step",
             units.seconds(predicted),
@@ -305,8 +305,9 @@ def _memory(view: RunView) -> str:
         return "<p>Memory was neither predicted nor measured in this run.</p>"
     if view.memory:
         lead = (
-            "Peak of each agent's process above what it held idle, and what its programs' own"
-            " arrays and the compiler's figures predict."
+            "Peak of each agent's process above what it held idle, beside a prediction from its"
+            " programs' own arrays and the compiler's figures. Both count what an agent holds as"
+            " soon as it runs anything; the planned figure does not."
         )
     else:
         lead = "Predicted by the planner, term by term. Memory was not measured in this run."
@@ -355,7 +356,9 @@ def plan_html(view: RunView) -> str:
                 f'<i class="dot back-{index % 6}"></i>{index}',
                 escape(stage.device),
                 f"{device.speed:.3g}" if device else units.MISSING,
-                f"{stage.first_layer}\N{EN DASH}{stage.last_layer}",
+                f"{stage.first_layer}\N{EN DASH}{stage.last_layer}"
+                if stage.first_layer < stage.last_layer
+                else str(stage.first_layer),
                 units.seconds(times.get("forward")),
                 units.seconds(times.get("loss_backward", times.get("backward"))),
                 units.seconds(times.get("update")),

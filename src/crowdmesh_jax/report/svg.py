@@ -156,6 +156,8 @@ def _draw_lines(chart: LineChart, width: int) -> tuple[str, float]:
         for line in chart.lines
     ]
     entries += [(level.role, level.name, "dashed") for level in chart.levels]
+    if len(entries) == 1 and not chart.levels:
+        entries = []  # the title says it
     out, top = _legend(entries, width)
     low, high = y_range(chart)
     ticks = log_ticks(low, high) if chart.is_log else nice_ticks(low, high, 5)
