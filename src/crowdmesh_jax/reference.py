@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from .core.plan import PipelinePlan
-from .data import DataSource
+from .data import DataSource, known_targets
 from .errors import NonFiniteLossError
 from .execution import StageWorker
 from .export import assemble, build_bundles, initial_arrays
@@ -70,8 +70,10 @@ def reference(
         NonFiniteLossError: A loss is NaN or infinite and the job says "halt".
         ModelError, JobError, PlanError, ProgramError: As `build_bundles`.
     """
-    inputs, targets = job.microbatch_specs(data.batch(0))
+    example = data.batch(0)
+    inputs, targets = job.microbatch_specs(example)
     job.check(inputs, targets)
+    job.check_targets(inputs, *known_targets(data, example))
     arrays = initial_arrays(job, inputs)
     trainer: _Whole | _Staged
     if plan is None:

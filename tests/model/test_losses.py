@@ -1,5 +1,7 @@
 """Losses against their definitions, and the weighted mean against the whole batch."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,3 +67,28 @@ def test_shapes_that_do_not_fit_are_refused_instead_of_broadcast():
         losses.softmax_cross_entropy(np.zeros((4, 3)), np.zeros((4, 1), int))
     with pytest.raises(errors.JobError, match="labels, mask"):
         losses.masked_softmax_cross_entropy(np.zeros((4, 3)), np.zeros(4, int))
+
+
+LOGITS = jax.ShapeDtypeStruct((2, 10), jnp.float32)
+
+
+def test_a_label_without_a_class_is_refused_by_label_row_and_number_of_classes():
+    labels = np.array([0, 9, 3, 10, 11])
+    with pytest.raises(errors.DataError, match=r"found 10 in row 3; .* 12 classes") as told:
+        losses.check_targets(losses.softmax_cross_entropy, LOGITS, labels)
+    assert "expected 0 .. 9, as the model has 10 classes" in str(told.value)
+    losses.check_targets(losses.softmax_cross_entropy, LOGITS, labels[:3])
+    with pytest.raises(errors.DataError, match=r"tokens: .* found -1 in row 1"):
+        losses.check_targets(losses.softmax_cross_entropy, LOGITS, np.array([2, -1]), "tokens")
+    losses.check_targets(losses.mean_squared_error, LOGITS, labels)
+
+
+def test_a_label_without_weight_may_be_anything():
+    labels, mask = np.array([1, -100, 3]), np.array([1.0, 0.0, 1.0])
+    loss = losses.masked_softmax_cross_entropy
+    losses.check_targets(loss, LOGITS, (labels, mask))
+    with pytest.raises(errors.DataError, match="found -100 in row 1"):
+        losses.check_targets(loss, LOGITS, (labels, np.ones(3)))
+    values, weights = loss(jnp.zeros((3, 10)), (jnp.asarray(labels), jnp.asarray(mask)))
+    assert np.isfinite(np.asarray(values)).all()
+    np.testing.assert_array_equal(weights, mask)

@@ -6,7 +6,7 @@ from .checks import check_labels
 from .digits import digits
 from .idx import fashion_mnist, read_idx
 from .npz import cut_windows, read_npz
-from .source import DataSource, ShippableSource, checked_batch, source_from_spec
+from .source import DataSource, ShippableSource, checked_batch, known_targets, source_from_spec
 from .text import TextSource, Vocabulary, read_text
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "digits",
     "epoch_order",
     "fashion_mnist",
+    "known_targets",
     "log_mel",
     "mfcc",
     "read_clips",

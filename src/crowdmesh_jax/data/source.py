@@ -96,3 +96,19 @@ def checked_batch(source: DataSource, step: int, batch_size: int) -> tuple[Tree,
                     " on the leading axis (the job's batch_size)"
                 )
     return batch
+
+
+def known_targets(source: DataSource, batch: tuple[Tree, Tree]) -> tuple[Tree, str]:
+    """All targets that can be looked at before a run, and what they are called.
+
+    Args:
+        batch: Of step 0, for a source that makes its batches as it goes.
+    """
+    from .arrays import ArraySource
+    from .text import TextSource
+
+    if isinstance(source, ArraySource):
+        return source.targets, "targets"
+    if isinstance(source, TextSource):
+        return source.tokens, "tokens"
+    return batch[1], "targets of step 0"

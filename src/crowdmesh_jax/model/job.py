@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import CrowdMeshError, JobError
+from . import losses
 from .dependence import inputs_read
 from .layer import NAME_PATTERN
 from .staged import StagedModel
@@ -174,6 +175,19 @@ class TrainingJob:
                 "loss weights depend on the model's outputs; they may depend on targets only, since"
                 " the step's normaliser is known before the step (put such factors into the values)"
             )
+
+    def check_targets(self, inputs_spec: PyTree, targets: PyTree, where: str = "targets") -> None:
+        """Looks at the targets' numbers: a label that the model has no class for is refused.
+
+        Args:
+            inputs_spec: Of one microbatch.
+            targets: Arrays of any number of rows, all that are known best.
+            where: Said first in the message.
+
+        Raises:
+            DataError: Names label, row and number of classes.
+        """
+        losses.check_targets(self.loss, self.model.specs(inputs_spec).y, targets, where)
 
     def check_metrics(self, outputs_spec: PyTree, targets_spec: PyTree) -> None:
         """Traces the metrics.

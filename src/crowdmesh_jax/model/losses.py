@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ..data import check_labels
 from ..errors import JobError
 
 
@@ -41,6 +43,8 @@ def masked_softmax_cross_entropy(outputs: Any, targets: Any) -> tuple[jax.Array,
         raise JobError(
             "masked_softmax_cross_entropy: targets must be (labels, mask) or a dict of both"
         )
+    # A label without weight may be anything (-100 is usual): out of range it would give NaN * 0.
+    labels = jnp.where(mask != 0, labels, jnp.zeros_like(labels))
     return softmax_cross_entropy(outputs, labels), mask.astype(jnp.float32)
 
 
@@ -80,6 +84,27 @@ def labels_and_mask(targets: Any) -> tuple[Any, Any | None]:
         labels, mask = targets
         return labels, mask
     return targets, None
+
+
+def check_targets(loss: Any, outputs: Any, targets: Any, where: str = "targets") -> None:
+    """Refuses labels that the model has no class for: the loss would be NaN.
+
+    Only losses of this module that take labels are checked; others know what they take.
+
+    Args:
+        outputs: Spec of the logits, (..., classes).
+        targets: Arrays with numbers, any count of rows.
+        where: Said first in the message.
+
+    Raises:
+        DataError: Names the label, its row, and the number of classes.
+    """
+    if loss is softmax_cross_entropy:
+        check_labels(targets, outputs.shape[-1], where=where)
+    if loss is masked_softmax_cross_entropy:
+        labels, mask = labels_and_mask(targets)
+        counted = np.where(np.asarray(mask) != 0, np.asarray(labels), 0)
+        check_labels(counted, outputs.shape[-1], where=where)
 
 
 def _same_shape(loss: str, what: str, shape: tuple[int, ...], targets: Any) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..core import Crowd, PipelinePlan, Prediction, Timeline, predict, schedule_for
-from ..data import DataSource, ShippableSource, checked_batch
+from ..data import DataSource, ShippableSource, checked_batch, known_targets
 from ..errors import InvalidPlanError, JobError
 from ..export import assemble, build_bundles, initial_arrays
 from ..model import TrainingJob
@@ -103,6 +103,7 @@ def train(
     example = checked_batch(data, 0, job.batch_size)
     inputs_spec, targets_spec = job.microbatch_specs(example)
     job.check(inputs_spec, targets_spec)
+    job.check_targets(inputs_spec, *known_targets(data, example))
     with ExitStack() as stack:
         if isinstance(crowd, Crew):
             crew = crowd
