@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from crowdmesh_jax.cli import COMMANDS, main
 from crowdmesh_jax.core import Crowd, PipelinePlan, from_json, from_plain, to_toml
 
+SHELF = Path(__file__).parents[2] / "examples" / "crowds" / "shelf.toml"
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
 
@@ -42,14 +45,21 @@ def test_each_command_has_examples_and_json(capsys, name):
     assert "--json" in text
 
 
-def test_models_lists_the_zoo_with_true_parameter_counts(capsys):
+def test_models_lists_the_zoo_with_true_figures(capsys):
     rows = {row["name"]: row for row in _lines(capsys, "models", "--json")}
+    assert {"mlp", "resnet18", "mobilenet_v2_cifar", "har_lstm", "gpt2"} < set(rows)
     assert rows["gpt2"]["parameters"] == 124_439_808
+    assert rows["gpt2"]["parameter_bytes"] == 4 * 124_439_808
+    assert rows["resnet50"]["macs"] == pytest.approx(4.089e9, rel=0.02)
+    assert rows["resnet50"]["largest_cut_bytes"] == 4 * 56 * 56 * 256
     assert rows["lenet"]["layers"][0] == "conv0"
-    assert main(["models"]) == 0
+
+
+def test_models_shows_those_that_are_named(capsys):
+    assert main(["models", "mlp", "ds_cnn"]) == 0
     text = capsys.readouterr().out
-    assert "124.4 M" in text
-    assert all(name in text for name in rows)
+    assert all(part in text for part in ("mlp", "ds_cnn", "23.2 k", "2.7 M", "92.7 kB", "32.0 kB"))
+    assert "lenet" not in text
 
 
 def test_solvers_lists_solvers_and_backends(capsys):
@@ -76,6 +86,27 @@ def test_plan_explains_and_its_json_is_the_same_plan(capsys, tmp_path):
     assert all(device in text for device in plan.devices)
 
 
+def test_a_full_size_model_is_planned_over_the_shelf_without_its_weights(capsys, monkeypatch):
+    from crowdmesh_jax.model import StagedModel
+
+    def refuse(*_):
+        raise AssertionError("weights were made")
+
+    monkeypatch.setattr(StagedModel, "init", refuse)
+    before = sum(array.nbytes for array in jax.live_arrays())
+    (told,) = _lines(capsys, "plan", "--model", "resnet50", "--crowd", str(SHELF), "--json")
+    assert sum(array.nbytes for array in jax.live_arrays()) - before < 2**20
+    plan = from_plain(PipelinePlan, told["plan"])
+    crowd = Crowd.load(SHELF)
+    assert plan.num_layers == 20
+    assert len(plan.stages) >= 3
+    for stage, used in zip(plan.stages, told["predicted"]["stages"], strict=True):
+        assert used["device"] == stage.device
+        parts = {name: size for name, size in used["memory"].items() if name.endswith("_bytes")}
+        assert 0 < parts["parameter_bytes"] < sum(parts.values())
+        assert sum(parts.values()) <= crowd.device(stage.device).memory_bytes
+
+
 def test_profile_shows_each_layer(capsys):
     (told,) = _lines(capsys, "profile", "mlp", "--speeds", "1,0.5", "--json")
     names = [layer["name"] for layer in told["layers"]]
@@ -88,7 +119,8 @@ def test_profile_shows_each_layer(capsys):
 @pytest.mark.parametrize(
     ("argv", "kind", "told"),
     [
-        (["train", "nope"], "ModelError [CM-120]", "known: gpt2"),
+        (["models", "mlp", "nope"], "ModelError [CM-120]", "known: ds_cnn"),
+        (["train", "nope"], "ModelError [CM-120]", "known: ds_cnn"),
         (["plan", "--speeds", "1,fast"], "InvalidCrowdError [CM-110]", "got '1,fast'"),
         (["plan", "--speeds", "1,-1"], "InvalidCrowdError [CM-110]", "device-1"),
         (["plan", "none.toml"], "FormatError [CM-102]", "none.toml: cannot be read"),
@@ -137,8 +169,9 @@ def test_wrong_usage_ends_with_status_2(capsys, argv):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    code = "import sys; from crowdmesh_jax.cli import main; sys.exit(main(['models', '--json']))"
+@pytest.mark.parametrize("argv", [["models", "mlp"], ["models", "mlp", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(argv):
+    code = f"import sys; from crowdmesh_jax.cli import main; sys.exit(main({argv}))"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -1,5 +1,7 @@
 """Chains: shapes, initial values, running in one piece and in parts."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,34 @@ def test_a_layer_has_one_program_for_init_however_often_it_stands_in_the_chain(m
     monkeypatch.setattr(jax, "jit", lambda f, **k: compiled.append(f) or jit(f, **k))
     StagedModel((dense("a", 4), dense("b", 4), dense("c", 3))).init(0, x_spec(2, 4))
     assert len(compiled) == 2
+
+
+def test_a_module_that_stands_in_several_places_is_traced_once_and_has_parameters_in_each():
+    calls = []
+
+    class Counted(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            calls.append(x.shape)
+            return nn.Dense(self.width)(x)
+
+    block = Counted(4)
+    model = StagedModel.from_linen([Counted(4), block, block, block], ["a", "b", "c", "d"])
+    specs = model.specs(x_spec(2, 4))
+    assert len(calls) == 4  # init and apply of `a`, the same of `b`
+    assert specs.parameter_count == 4 * (4 * 4 + 4)
+    params, _ = model.init(0, x_spec(2, 4))
+    kernels = [np.asarray(params[name]["Dense_0"]["kernel"]) for name in "bcd"]
+    assert not any((one == other).any() for one, other in itertools.combinations(kernels, 2))
+
+
+def test_one_module_before_and_after_a_change_of_shape_is_traced_for_each():
+    block = nn.Dense(4)
+    model = StagedModel.from_linen([block, block, block], ["a", "b", "c"])
+    specs = model.specs(x_spec(2, 6))
+    assert [row.params["kernel"].shape for row in specs.layers] == [(6, 4), (4, 4), (4, 4)]
 
 
 def test_weak_types_end_at_each_layer():

@@ -37,6 +37,11 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
+    class Teller(Console):
+        def on_broken_pipe(self) -> None:
+            """A reader that goes away is no error: `main` ends quietly. Rich would exit with 1."""
+            raise BrokenPipeError
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
         is_right = name in right
@@ -45,9 +50,9 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console = Console(highlight=False)
+    console = Teller(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=FILE_WIDTH)
+        console = Teller(highlight=False, width=FILE_WIDTH)
     console.print(table)
 
 

@@ -3,51 +3,72 @@
 from __future__ import annotations
 
 import argparse
-import math
+from typing import TYPE_CHECKING, Any
 
 from .console import format_count, print_json, print_table
+from .inputs import find_model
+
+if TYPE_CHECKING:
+    from ..model.zoo import Entry
 
 HELP = "list the models that come with the package"
 EXAMPLES = """\
 examples:
-  crowdmesh models           names, layers, parameters
+  crowdmesh models           names, layers, parameters, cost, bytes
+  crowdmesh models resnet50 mobilenet_v2
   crowdmesh models --json    one object per model, with the names of its layers
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    """Which models."""
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="only these (default: all, which takes seconds)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints one row per model."""
-    import jax
-
     from ..model import zoo
 
-    rows = []
-    for entry in zoo.models().values():
-        model = entry.build()
-        layers = [layer.name for layer in model.layers]
-        specs = model.specs(entry.input_spec(1))
-        leaves = jax.tree.leaves([layer.params for layer in specs.layers])
-        count = sum(math.prod(leaf.shape) for leaf in leaves)
-        row = f"{entry.row.dtype.name}[{', '.join(map(str, entry.row.shape))}]"
-        rows.append((entry.name, layers, count, row, entry.description))
+    chosen = [find_model(name) for name in arguments.names] or zoo.models().values()
+    rows = [_figures(entry) for entry in chosen]
     if arguments.json:
-        for name, layers, count, row, description in rows:
-            print_json(
-                {
-                    "name": name,
-                    "layers": layers,
-                    "parameters": count,
-                    "row": row,
-                    "description": description,
-                }
-            )
+        for row in rows:
+            print_json(row)
         return
     print_table(
-        ("model", "layers", "parameters", "a row", "what it is"),
-        [(n, len(layers), format_count(c), row, text) for n, layers, c, row, text in rows],
-        right=("layers", "parameters"),
+        ("model", "layers", "parameters", "MACs", "bytes", "at a cut", "a row", "what it is"),
+        [
+            (
+                row["name"],
+                len(row["layers"]),
+                format_count(row["parameters"]),
+                format_count(row["macs"]),
+                f"{format_count(row['parameter_bytes'])}B",
+                f"{format_count(row['largest_cut_bytes'])}B",
+                row["row"],
+                row["description"],
+            )
+            for row in rows
+        ],
+        right=("layers", "parameters", "MACs", "bytes", "at a cut"),
     )
+    print("MACs: multiply-accumulates forward; at a cut: the largest activation that one row sends")
+
+
+def _figures(entry: Entry) -> dict[str, Any]:
+    """What there is to say of a model, for one row of its default input."""
+    from ..model.trees import size_bytes
+
+    specs = entry.build().specs(entry.input_spec(1))
+    return {
+        "name": entry.name,
+        "layers": [layer.name for layer in specs.layers],
+        "parameters": specs.parameter_count,
+        "macs": specs.macs,
+        "parameter_bytes": size_bytes(specs.params),
+        "largest_cut_bytes": max(size_bytes(layer.y) for layer in specs.layers[:-1]),
+        "row": f"{entry.row.dtype.name}[{', '.join(map(str, entry.row.shape))}]",
+        "description": entry.description,
+    }

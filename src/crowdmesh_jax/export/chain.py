@@ -96,10 +96,17 @@ def build_chain(model: StagedModel, inputs_spec: Any) -> Chain:
     carry = Carry(plain, tree, has_aux=False, active=(False,) * len(plain))
     carries = [carry]
     by_path: dict[Path, LeafSpec] = {}
+    known: dict[Any, Carry] = {}
     for index, (layer, spec) in enumerate(zip(model.layers, specs.layers, strict=True)):
         view = _view(index, layer, spec.params, spec.state)
         by_path.update({(leaf.layer, leaf.path): leaf for leaf in view.params})
-        carry = _step(view, carry, by_path)
+        program = (layer.init, layer.apply, carry)
+        if view.borrows:
+            carry = _step(view, carry, by_path)
+        else:
+            if program not in known:
+                known[program] = _step(view, carry, by_path)
+            carry = known[program]
         views.append(view)
         carries.append(carry)
     return Chain(tuple(views), tuple(carries))

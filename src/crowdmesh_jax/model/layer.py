@@ -25,6 +25,9 @@ class Layer:
     `borrows` names read-only parameters of earlier layers (tied weights): local name ->
     (owner layer, path of the leaf in its params, "/" between keys). `apply` finds them in
     `params` under the local name, next to its own (params is then a dict).
+
+    Layers with the same `init` and `apply` (one function object each) are one program, traced once
+    for each shape of input: repeated blocks cost nothing more.
     """
 
     name: str

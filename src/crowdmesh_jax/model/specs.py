@@ -26,6 +26,8 @@ class LayerSpecs:
     """Local name -> spec of each borrowed leaf."""
     has_aux: bool
     """Whether it adds an auxiliary loss in this mode."""
+    macs: int = 0
+    """Multiply-accumulates of its convolutions and matrix products, forward, for this input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,11 @@ class ModelSpecs:
     def parameter_count(self) -> int:
         """Borrowed parameters count once, at their owner."""
         return sum(count(layer.params) for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass, for this input."""
+        return sum(layer.macs for layer in self.layers)
 
     def layer(self, name: str) -> LayerSpecs:
         """The layer of that name.

@@ -5,6 +5,7 @@ Knows layers and keys. Knows nothing of stages, devices, losses or optimizers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,16 +82,24 @@ class StagedModel:
     ) -> StagedModel:
         """A chain of linen modules; plain functions and `Layer`s may stand between them.
 
+        A module that stands in several places is traced once; each place has its own parameters.
+
         Args:
             names: One per layer; by default the module's own name, else `Dense_0`, `Conv_1`, ...
             borrows: Per layer name, {parameter of the module: (owner layer, path of the leaf)}.
         """
         shared = dict(borrows or {})
+        adapted: dict[int, Layer] = {}
 
         def adapt(item: Any, own_name: str) -> Layer:
-            if is_linen(item):
-                return from_linen(item, own_name, shared.pop(own_name, None))
-            return from_function(item, own_name)
+            if not is_linen(item):
+                return from_function(item, own_name)
+            borrowed = shared.pop(own_name, None)
+            if borrowed:
+                return from_linen(item, own_name, borrowed)
+            if id(item) not in adapted:
+                adapted[id(item)] = from_linen(item, own_name)
+            return dataclasses.replace(adapted[id(item)], name=own_name)
 
         model = cls(_adapt(modules, names, adapt), name)
         if shared:
@@ -152,6 +161,7 @@ class StagedModel:
 
     def _make_specs(self, x: PyTree, train: bool) -> ModelSpecs:
         rows: list[LayerSpecs] = []
+        applied: dict[Any, tuple[PyTree, bool, int]] = {}
         for index, layer in enumerate(self.layers):
             before = self.layers[index - 1].name if index else None
             place = tracing.Place(index, layer.name, before, x)
@@ -162,21 +172,24 @@ class StagedModel:
                 for local, (owner, path) in layer.borrows.items()
             }
             merged = _with_borrowed(place.title, trace.params, borrowed)
-            y, has_aux = tracing.trace_apply(
-                lambda p, s, v, k, layer=layer: call_layer(layer, p, s, v, k, train),
-                place, merged, trace.state, x, key_spec(),
-            )  # fmt: skip
+            program = (layer.init, layer.apply, signature(x), signature(borrowed))
+            if program not in applied:
+                applied[program] = tracing.trace_apply(
+                    lambda p, s, v, k, layer=layer: call_layer(layer, p, s, v, k, train),
+                    place, merged, trace.state, x, key_spec(),
+                )  # fmt: skip
+            y, has_aux, macs = applied[program]
             rows.append(
                 LayerSpecs(
                     name=layer.name, x=x, y=y, params=trace.params, state=trace.state,
-                    borrowed=borrowed, has_aux=has_aux,
+                    borrowed=borrowed, has_aux=has_aux, macs=macs,
                 )
             )  # fmt: skip
             x = y
         return ModelSpecs(layers=tuple(rows))
 
     def _init_trace(self, index: int, x: PyTree, place: tracing.Place) -> tracing.InitTrace:
-        key = (index, signature(x))
+        key = (self.layers[index].init, signature(x))
         if key not in self._traces:
             self._traces[key] = tracing.trace_init(self.layers[index].init, place, key_spec(), x)
         return self._traces[key]
@@ -192,8 +205,8 @@ class StagedModel:
         specs = self.specs(x_spec)
         compiled: dict[Any, Callable[..., Any]] = {}
         params, state = {}, {}
-        for index, row in enumerate(specs.layers):
-            trace = self._traces[index, signature(row.x)]
+        for index, (layer, row) in enumerate(zip(self.layers, specs.layers, strict=True)):
+            trace = self._traces[layer.init, signature(row.x)]
             if not trace.structure.num_leaves:
                 params[row.name], state[row.name] = jax.tree.unflatten(trace.structure, ())
                 continue

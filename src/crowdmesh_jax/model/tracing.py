@@ -5,6 +5,7 @@ Each refusal names the layer, the leaf and a remedy. It makes no arrays and runs
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from jax.extend import core
 
 from ..errors import CrowdMeshError, ModelError, ShapeMismatchError, UnsupportedLayerError
 from .dependence import host_calls, inputs_read
+from .macs import multiply_accumulates
 from .trees import describe, leaf_paths, spec_of
 
 PyTree = Any
@@ -58,7 +60,7 @@ class Place:
         return ModelError(f"{self.title}: {doing} failed: {type(exc).__name__}: {told}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class InitTrace:
     """A layer's `init` as a jaxpr of (key, leaves of x)."""
 
@@ -67,8 +69,16 @@ class InitTrace:
     """Of (params, state)."""
     params: PyTree
     state: PyTree
-    identity: str
-    """Equal for layers whose `init` is the same program."""
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Equal for layers whose `init` is the same program."""
+        # Jaxpr texts leave constants out, so these count by their bytes.
+        digest = hashlib.sha256(str(self.closed.jaxpr).encode())
+        for constant in self.closed.consts:
+            array = np.asarray(constant)
+            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
 
 
 def trace_init(init: Callable[..., Any], place: Place, key: Any, x: PyTree) -> InitTrace:
@@ -103,18 +113,13 @@ def trace_init(init: Callable[..., Any], place: Place, key: Any, x: PyTree) -> I
             " initialisation, which are not there yet; make it from the key and the shapes alone"
         )
     params, state = spec_of(shapes)
-    # Jaxpr texts leave constants out, so these count by their bytes.
-    digest = hashlib.sha256(str(closed.jaxpr).encode())
-    for constant in closed.consts:
-        array = np.asarray(constant)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return InitTrace(closed, jax.tree.structure(shapes), params, state, digest.hexdigest())
+    return InitTrace(closed, jax.tree.structure(shapes), params, state)
 
 
 def trace_apply(
     apply: Callable[..., Any], place: Place, params: PyTree, state: PyTree, x: PyTree, key: Any
-) -> tuple[PyTree, bool]:
-    """Traces `apply(params, state, x, key)` and returns (spec of y, whether there is an aux).
+) -> tuple[PyTree, bool, int]:
+    """Traces `apply(params, state, x, key)`: (spec of y, whether there is an aux, its MACs).
 
     Raises:
         ShapeMismatchError: It cannot take such an x.
@@ -141,7 +146,7 @@ def trace_apply(
         raise UnsupportedLayerError(
             f"{place.title}: the auxiliary loss must be a scalar, got {describe(aux)}; sum it"
         )
-    return spec_of(y), aux is not None
+    return spec_of(y), aux is not None, multiply_accumulates(closed.jaxpr)
 
 
 def _check_leaf(place: Place, kind: str, path: str, leaf: Any) -> None:

@@ -21,6 +21,7 @@ from jax.extend import core
 from ..export import jaxpr as jp
 from ..model import Layer, LayerSpecs, call_layer
 from ..model.randomness import key_spec
+from ..model.trees import signature
 
 PyTree = Any
 
@@ -51,6 +52,8 @@ class LayerTrace:
     backward: Any
     forward_inputs: tuple[Any, ...]
     forward_outputs: tuple[Any, ...]
+    closed: core.ClosedJaxpr
+    """`forward`, traced."""
 
 
 def split_leaves(tree: PyTree, active: Sequence[bool]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -87,8 +90,8 @@ def trace_layer(
     chosen, others = split_leaves(specs.x, x_active)
     params = {**specs.params, **specs.borrowed} if specs.borrowed else specs.params
     inputs = (params, chosen, others, specs.state, key_spec())
-    shapes = jax.eval_shape(forward, *inputs)
-    return LayerTrace(forward, lambda vjp, dy: vjp(dy), inputs, shapes)
+    closed, shapes = jax.make_jaxpr(forward, return_shape=True)(*inputs)
+    return LayerTrace(forward, lambda vjp, dy: vjp(dy), inputs, shapes, closed)
 
 
 class Counter:
@@ -97,12 +100,22 @@ class Counter:
     def __init__(self) -> None:
         self._flops: dict[str, float] = {}
         self._costs: dict[Any, LayerCosts] = {}
+        self._repeated: dict[Any, LayerCosts] = {}
 
     def layer(
         self, layer: Layer, specs: LayerSpecs, x_active: Sequence[bool], y_active: Sequence[bool]
     ) -> LayerCosts:
         """The costs of one layer for one microbatch, in training mode."""
+        program = (layer.init, layer.apply, signature(specs.x), tuple(x_active), tuple(y_active))
+        if layer.borrows:
+            return self._layer(layer, specs, x_active, y_active)
+        if program not in self._repeated:
+            self._repeated[program] = self._layer(layer, specs, x_active, y_active)
+        return self._repeated[program]
 
+    def _layer(
+        self, layer: Layer, specs: LayerSpecs, x_active: Sequence[bool], y_active: Sequence[bool]
+    ) -> LayerCosts:
         def plain(params: PyTree, x: PyTree, state: PyTree, key: Any) -> Any:
             return call_layer(layer, params, state, x, key, True)
 
@@ -172,7 +185,7 @@ def _residuals(
     trace: LayerTrace, x_active: Sequence[bool], y_active: Sequence[bool]
 ) -> tuple[int, tuple[bool, ...], tuple[bool, ...]]:
     """Bytes that depend on data and are no inputs; which outputs and inputs are among them."""
-    closed = jp.inline(jax.make_jaxpr(trace.forward)(*trace.forward_inputs))
+    closed = jp.inline(trace.closed)
     params, chosen, others, _, _ = trace.forward_inputs
     parameters = len(jax.tree.leaves(params))
     (out, aux), (rest, after), _ = trace.forward_outputs

@@ -113,7 +113,7 @@ def gpt2(
         raise ModelError(f"gpt2: width {width} is not a multiple of heads {heads}")
     modules: list[nn.Module] = [
         Embed(vocab, context, width, dropout, dtype),
-        *(Block(heads, depth, dropout, dtype) for _ in range(depth)),
+        *[Block(heads, depth, dropout, dtype)] * depth,  # one module, traced once
         nn.LayerNorm(1e-5, dtype=dtype),
         Head(vocab, dtype),
     ]

@@ -123,7 +123,7 @@ def har_lstm(
         raise ModelError(f"har_lstm: depth must be >= 1, got {depth}")
     modules = [
         Widen(features),
-        *(Recurrent(features, dropout) for _ in range(depth)),
+        *[Recurrent(features, dropout)] * depth,  # one module, traced once
         last_step,
         nn.Dense(classes),
     ]

@@ -91,11 +91,13 @@ def mobilenet_v2(
     ]
     for group, (expansion, features, depth, stride) in enumerate(GROUPS):
         first = 1 if small_inputs and group == 1 else stride
-        for index in range(depth):
-            made = InvertedResidual(
-                channels(features * width), expansion, first if index == 0 else 1
-            )
-            chain.append((f"block{len(chain) - 1}", made))
+        features = channels(features * width)
+        # Blocks but the first are alike, and one module: what is traced for one serves them all.
+        blocks = [
+            InvertedResidual(features, expansion, first),
+            *[InvertedResidual(features, expansion, 1)] * (depth - 1),
+        ]
+        chain += [(f"block{len(chain) - 1 + index}", made) for index, made in enumerate(blocks)]
     chain += [
         ("last", ConvReLU6(channels(LAST * max(1.0, width)), 1)),
         ("mean", mean_over_places),

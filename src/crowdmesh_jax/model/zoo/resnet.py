@@ -132,7 +132,8 @@ def _resnet(
     for group, depth in enumerate(depths, start=1):
         features = width * 2 ** (group - 1)
         first = 1 if group == 1 else 2
-        blocks = [block(features, first if index == 0 else 1) for index in range(depth)]
+        # Blocks but the first are alike, and one module: what is traced for one serves them all.
+        blocks = [block(features, first), *[block(features, 1)] * (depth - 1)]
         chain += [(f"block{group}_{index}", module) for index, module in enumerate(blocks)]
     chain += [("mean", mean_over_places), ("head", Head(classes))]
     names, modules = zip(*chain, strict=True)
