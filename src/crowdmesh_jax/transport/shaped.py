@@ -159,15 +159,16 @@ class ShapedTransport:
         await self._inner.connect(peer, address, deadline_s=deadline_s)
 
     async def send(self, peer: str, frame: Frame, lane: Lane = Lane.CONTROL) -> None:
-        size_bytes = encoded_size(frame)
         if self._closed or peer not in self._inner.peers:
             raise PeerLostError(f"{self.device!r} has no channel to {peer!r}")
         link = self._links(peer)
         pacer = self._pacers.get(peer)
+        if pacer is None and link is None:
+            await self._inner.send(peer, frame, lane)  # which makes the header, once
+            return
+        size_bytes = encoded_size(frame)
         if pacer is None:
-            if link is None:
-                await self._inner.send(peer, frame, lane)
-                return
+            assert link is not None
             pacer = self._pacers[peer] = _Pacer(
                 peer, self._inner, self._fetcher, link, self._queue, self._floor_share
             )
