@@ -199,9 +199,17 @@ def read_figures(result: Mapping[str, Any]) -> list[Figure]:
     return [Figure(**{k: v for k, v in row.items() if k in names}) for row in result["figures"]]
 
 
-def pin_to_one_core() -> None:
-    """One core for this process. Call it before JAX is imported, which counts cores then."""
-    os.environ["NPROC"] = "1"
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+def like_an_agent() -> None:
+    """One core, one XLA thread and an agent's way with memory. Call it before importing JAX.
+
+    Starts this process anew, with the environment that a launcher gives to agents.
+    """
+    from crowdmesh_jax.agent.memory import ENVIRONMENT, return_freed_memory
+
+    wanted = {**ENVIRONMENT, "NPROC": "1", "JAX_PLATFORMS": "cpu"}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.environ.update(wanted)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    return_freed_memory()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

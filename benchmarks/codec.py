@@ -14,13 +14,13 @@ from _measure import (
     cpu_per_wall,
     figure,
     interleave,
-    pin_to_one_core,
+    like_an_agent,
     ratio,
     report,
     walls,
 )
 
-pin_to_one_core()
+like_an_agent()
 
 from flax import serialization  # noqa: E402  JAX counts cores when it is imported
 from safetensors.numpy import load, save  # noqa: E402

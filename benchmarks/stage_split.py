@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from _measure import arguments, cpu_per_wall, figure, interleave, pin_to_one_core, ratio, report
+from _measure import arguments, cpu_per_wall, figure, interleave, like_an_agent, ratio, report
 
-pin_to_one_core()
+like_an_agent()
 
 import jax  # noqa: E402  it counts cores when it is imported
 

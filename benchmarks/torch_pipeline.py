@@ -51,6 +51,11 @@ from crowdmesh_jax.export import initial_arrays
 TORCH_PYTHON = Path(__file__).parents[1] / ".venv-bench" / "bin" / "python"
 SPEEDS = (1.0, 0.4)
 BYTES_PER_S, LATENCY_S = 50e6 / 8, 2e-3
+TORCH_ENVIRONMENT = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
+    ":glibc.malloc.trim_threshold=67108864"
+}
+"""What our agents set too: else each array's pages would be faulted in anew."""
 TRIED = 4
 """Cuts that torch is run with before the best is kept."""
 LOSS_TOLERANCE = 1e-3
@@ -77,6 +82,7 @@ class Peers:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
+                    env={**os.environ, **TORCH_ENVIRONMENT},
                 )
             )
 

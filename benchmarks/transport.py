@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from _measure import Figure, arguments, figure, ratio, report
 
+from crowdmesh_jax.agent.memory import ENVIRONMENT, return_freed_memory
 from crowdmesh_jax.transport import Frame, GrpcTransport, Lane, PeerGone
 
 KB, MB = 1_000, 1_000_000
@@ -165,8 +166,9 @@ async def parent(repeats: int, *, quick: bool) -> list[Figure]:
     return figures
 
 
-def pin(which: int) -> None:
-    """Sender and receiver on a core each, as agents are."""
+def settle(which: int) -> None:
+    """Sender and receiver on a core each, with an agent's way with memory."""
+    return_freed_memory()
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[which % len(cores)]})
@@ -174,11 +176,13 @@ def pin(which: int) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        pin(1)
+        settle(1)
         asyncio.run(child(sys.argv[2], int(sys.argv[3])))
         return
     options = arguments(__doc__, repeats=15)
-    pin(0)
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
+    settle(0)
     figures = asyncio.run(parent(options.repeats, quick=options.quick))
     report(
         "transport",

@@ -1,7 +1,10 @@
 """The figures that an agent reports of its own process."""
 
+import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ def test_without_proc_the_peak_since_the_start_stands_for_both(monkeypatch, tmp_
 
 
 FREES = """
-from crowdmesh_jax.agent.memory import memory_use, return_freed_memory
+from crowdmesh_jax.agent.memory import memory_use, return_freed_memory, trim
 if {tamed}: return_freed_memory()
 import numpy as np
 big = np.ones(24 * 2**20, np.uint8)
@@ -42,16 +45,55 @@ del big
 arrays = [np.ones(4 * 2**20, np.uint8) for _ in range(32)]
 kept = arrays[-1]
 del arrays
+if {tamed}: trim()
 print(memory_use().now_bytes)
 """
 
 
+def run(code: str, **environment: str) -> int:
+    return int(
+        subprocess.check_output(
+            [sys.executable, "-c", code], text=True, env={**os.environ, **environment}
+        )
+    )
+
+
 @linux
-def test_freed_arrays_of_some_megabytes_go_back_to_the_system():
-    """glibc alone keeps them, in a heap below one array that lives, once a larger one was freed."""
+def test_what_loading_freed_goes_back_to_the_system():
+    """glibc alone keeps it, in a heap below one array that lives, once a larger one was freed."""
+    assert run(FREES.format(tamed=False)) - run(FREES.format(tamed=True)) > 64 * 2**20
 
-    def left(tamed: bool) -> int:
-        code = FREES.format(tamed=tamed)
-        return int(subprocess.check_output([sys.executable, "-c", code], text=True))
 
-    assert left(False) - left(True) > 64 * 2**20
+FAULTS = """
+from crowdmesh_jax.agent.memory import return_freed_memory
+if {tamed}: return_freed_memory()
+import resource, threading
+def step():
+    blocks = [b"x" * ({mb} * 2**20) for _ in range(4)]  # numpy asks for large pages itself
+def steps(count):
+    thread = threading.Thread(target=lambda: [step() for _ in range(count)])
+    thread.start()
+    thread.join()
+steps(2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+steps(5)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@linux
+def test_arrays_that_come_again_each_step_are_not_faulted_in_anew():
+    """80 MB that 20 blocks of 4 MB need are 20,480 pages; mapped apart, each is a fault."""
+    assert run(FAULTS.format(tamed=True, mb=4)) < 2_000
+    mapped = "glibc.malloc.mmap_threshold=1048576"
+    assert run(FAULTS.format(tamed=False, mb=4), GLIBC_TUNABLES=mapped) > 15_000
+
+
+@linux
+def test_large_blocks_are_faulted_in_by_large_pages_where_the_system_has_them():
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    libc = platform.libc_ver()[1]
+    if not modes.exists() or "[never]" in modes.read_text() or libc < "2.35":
+        pytest.skip("needs transparent huge pages and glibc 2.35")
+    # Of 800 MB, 204,800 pages; the memory may be too scattered for large pages everywhere.
+    assert run(FAULTS.format(tamed=True, mb=40), **memory.ENVIRONMENT) < 150_000

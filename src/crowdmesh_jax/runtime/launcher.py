@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..agent.memory import ENVIRONMENT
 from ..errors import LaunchError
 from .emulation import Emulation
 
@@ -80,6 +81,7 @@ class Fleet:
             environment["JAX_PLATFORMS"] = "cpu"
             # One core per emulated device: XLA sizes its thread pool by this, before jax loads.
             environment["NPROC"] = "1"
+            environment = {**ENVIRONMENT, **environment}  # who sets it otherwise has reasons
             if cache_dir is not None:
                 # A folder per device: two processes never write the same entry at once.
                 environment["JAX_COMPILATION_CACHE_DIR"] = str(cache_dir / device.id)
