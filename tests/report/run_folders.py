@@ -110,9 +110,11 @@ def make_run(
             verdict = {"is_finite": True, "skip": False}
             record("StepCommitted", step=step, verdict=verdict, values={"loss": loss})
             row = {"step": step, "loss": loss, "step_s": 1.25 * TIMELINE.step_s if step else None}
-            if evaluate_every and (step + 1) % evaluate_every == 0:
-                row["eval"] = {"loss": loss * 1.1, "accuracy": 0.9}
             metrics.append({**row, "accuracy": 0.5 + step / 100})
+            if evaluate_every and (step + 1) % evaluate_every == 0:
+                found = {"loss": loss * 1.1, "accuracy": 0.9}
+                metrics.append({"version": step + 1, "eval": found})
+                record("Evaluation", version=step + 1, values=found)
         if end == "finish":
             record("Wave", epoch=1, version=steps)
             record("Finish", version=steps)

@@ -161,6 +161,7 @@ def test_other_numbers_are_told_as_people_write_them():
     assert units.share(0.512) == "51 %"
     assert units.change(157.0, 100.0) == "+57 %"
     assert units.change(95.0, 100.0) == "\N{MINUS SIGN}5.0 %"
+    assert units.change(230.0, 10.0) == "\N{MULTIPLICATION SIGN}23"
     assert units.change(1.0, None) == units.MISSING
     assert [units.clock(s) for s in (3.44, 725.0, 7509.0)] == ["3.4 s", "12:05", "2:05:09"]
     assert [units.plain(v) for v in (0.123456, 1e-7, math.nan)] == ["0.1235", "1.000e-07", "nan"]

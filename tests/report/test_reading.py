@@ -164,6 +164,17 @@ def test_lines_of_later_releases_are_read_as_far_as_they_are_understood(tmp_path
     assert tell(view.records)[-1].title == "Novelty"
 
 
+def test_step_times_with_an_evaluation_in_them_do_not_count(tmp_path):
+    folder = make_run(tmp_path, steps=3)
+    with folder.metrics() as metrics:
+        metrics.append({"step": 3, "loss": 1.0, "step_s": 99.0, "has_evaluated": True})
+    view = read_run(folder.path)
+    assert view.rows[3].step_s is None
+    assert view.rows[3].metrics == {}
+    assert view.problems == ()
+    assert view.measured_step_s == pytest.approx(1.25 * TIMELINE.step_s)
+
+
 def test_a_run_that_has_only_begun_is_no_error(tmp_path):
     view = read_run(make_run(tmp_path, steps=0, end=None, has_trace=False).path)
     assert view.committed == 0
@@ -186,4 +197,14 @@ def test_the_story_joins_commits_and_keeps_the_rest_in_order(tmp_path):
     assert entries[5].at_s == pytest.approx(12 * 1.25 * TIMELINE.step_s)
     assert entries[2].text == "fast \N{RIGHTWARDS ARROW} slow, up to step 12"
     assert tell([]) == ()
+    evaluated = [
+        {"kind": "Evaluation", "version": 4, "values": {"loss": 0.5, "accuracy": 0.25}},
+        {"kind": "Best", "version": 4, "metric": "loss", "value": 0.5},
+        {"kind": "Finish", "version": 4, "reason": "loss has not improved"},
+    ]
+    assert [(entry.title, entry.text) for entry in tell(evaluated)] == [
+        ("Evaluated version 4", "loss 0.5, accuracy 0.25"),
+        ("Best version so far: 4", "loss 0.5"),
+        ("Finished at version 4", "loss has not improved"),
+    ]
     assert [entry.tone for entry in tell([{"kind": "Halted"}, {}])] == ["bad", "plain"]

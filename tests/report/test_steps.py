@@ -107,6 +107,14 @@ def test_steps_that_lack_an_op_or_an_end_are_no_windows():
     assert [w.step for w in windows(PLAN, events)] == [0, 1, 3]
 
 
+def test_steps_that_an_evaluation_lengthened_are_no_windows():
+    events = measured_events(5)
+    found = windows(PLAN, events)
+    during_s = found[2].start_s + 0.5 * found[2].length_s
+    events.append(_event("slow", "evaluate", during_s, during_s + 1e-3, 0, step=2))
+    assert [w.step for w in windows(PLAN, events)] == [0, 1, 3]
+
+
 def test_the_drawn_step_is_of_median_length_and_not_of_the_warm_up():
     found = windows(PLAN, measured_events(5))
     assert median_window(found).step in (2, 3)

@@ -59,7 +59,7 @@ def _lines(axes: Any, chart: LineChart) -> None:
             x, low, high = zip(*line.band, strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     for level in chart.levels:
-        axes.axhline(level.y, color=COLOURS[level.role], linestyle="--", label=level.name)
+        axes.axhline(level.y, color=COLOURS[level.role], linestyle=":", label=level.name)
     axes.set_ylabel(chart.y_label)
     if chart.is_log:
         axes.set_yscale("log")

@@ -27,6 +27,8 @@ from ..record import (
 )
 
 State = Literal["finished", "halted", "running", "killed"]
+STEP_FIELDS = ("seq", "step", "version", "loss", "step_s", "eval")
+"""Of a line of `metrics.jsonl`; other numbers are metrics."""
 WARMUP_STEPS = 2
 """Left out of the measured step time, as in `TrainResult`: caches and queues fill."""
 
@@ -53,6 +55,7 @@ class StepRow:
     step: int
     loss: float
     step_s: float | None
+    """Since the commit before; None: it is the first, or an evaluation came between."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -61,6 +64,7 @@ class EvalRow:
     """An evaluation after a step: name -> value."""
 
     step: int
+    """The last one before it, counted from 0."""
     values: Mapping[str, float]
 
 
@@ -271,6 +275,9 @@ def _rows(
     odd = 0
     for line in lines:
         step, loss = line.get("step"), _number(line.get("loss"))
+        version = line.get("version")
+        if step is None and isinstance(version, int):
+            step = version - 1  # evaluated after that step
         if not isinstance(step, int):
             odd += 1
             continue
@@ -280,9 +287,10 @@ def _rows(
         if loss is None:
             odd += not evaluated
             continue
-        named = {k: v for k, v in line.items() if k not in ("seq", "step", "loss", "step_s")}
+        named = {k: v for k, v in line.items() if k not in STEP_FIELDS}
         step_s = _number(line.get("step_s"))
         is_time = step_s is not None and math.isfinite(step_s) and step_s > 0
+        is_time = is_time and not line.get("has_evaluated")  # then it is not the step's own
         rows[step] = StepRow(
             step=step, loss=loss, step_s=step_s if is_time else None, metrics=_numbers(named)
         )

@@ -68,21 +68,32 @@ class CutUse:
 
 
 def windows(plan: PipelinePlan, events: Iterable[TraceEvent]) -> tuple[Window, ...]:
-    """The steps that were measured whole: all ops of all devices, and the next step's start."""
+    """The steps that were measured whole: all ops of all devices, and the next step's start.
+
+    Steps that an evaluation lengthened are left out.
+    """
     ops: dict[int, int] = defaultdict(int)
     starts: dict[int, float] = {}
     first = plan.devices[0]
+    evaluations = []
     for event in events:
+        if event.kind == "evaluate":
+            evaluations.append(event)
         if event.predicted or event.kind not in ("forward", "backward"):
             continue
         ops[event.step] += 1
         if event.device == first and event.kind == "forward":
             starts[event.step] = min(event.start_s, starts.get(event.step, event.start_s))
     whole = 2 * len(plan.stages) * plan.microbatches
-    return tuple(
+    found = (
         Window(step, starts[step], starts[step + 1])
         for step in sorted(starts)
         if ops[step] == whole and starts.get(step + 1, 0.0) > starts[step]
+    )
+    return tuple(
+        window
+        for window in found
+        if not any(e.start_s < window.end_s and e.end_s > window.start_s for e in evaluations)
     )
 
 

@@ -108,10 +108,19 @@ def _words(record: Mapping[str, Any], has_begun: bool) -> tuple[str, str, Tone]:
             return "Programs installed, each stage timed alone", "", "plain"
         case "Resumed":
             return "Training went on" if has_begun else "Training began", "", "plain"
+        case "Evaluation":
+            values = _part(record, "values").items()
+            shown = (f"{k} {units.plain(v)}" for k, v in values if isinstance(v, (int, float)))
+            return f"Evaluated version {record.get('version')}", ", ".join(shown), "plain"
+        case "Best":
+            value, metric = record.get("value"), record.get("metric")
+            shown = units.plain(value) if isinstance(value, (int, float)) else value
+            return f"Best version so far: {record.get('version')}", f"{metric} {shown}", "good"
         case "Wave":
             return f"Checkpoint of version {record.get('version')}", "complete on disk", "good"
         case "Finish":
-            return f"Finished at version {record.get('version')}", "", "good"
+            reason = str(record.get("reason") or "")
+            return f"Finished at version {record.get('version')}", reason, "good"
         case "Halted":
             fault = _part(record, "fault")
             title = f"Stopped after {record.get('committed')} steps: {fault.get('kind', '?')}"

@@ -91,7 +91,8 @@ def file_style() -> str:
         "text.inside{font-size:10px;fill:#fff;text-anchor:middle}text.inside.dark{fill:#2b3440}",
         ".middle{text-anchor:middle}.end{text-anchor:end}.paper{fill:#fff}",
         ".grid{stroke:#e3e7ec;stroke-width:1}.axis{stroke:#aab2bc;stroke-width:1}",
-        ".line{fill:none;stroke-width:1.8;stroke-linejoin:round}.dashed{stroke-dasharray:6 4}",
+        ".line{fill:none;stroke-width:1.8;stroke-linejoin:round}",
+        ".dashed{stroke-dasharray:6 4}.dotted{stroke-dasharray:2 3}",
         ".thin{stroke-width:1}.band{opacity:.18}.predicted{fill-opacity:.35;stroke-width:1}",
         ".arrow{stroke:#cc79a7;stroke-width:.9;fill:none;opacity:.75}.hover{display:none}",
     ]
@@ -137,9 +138,9 @@ def _legend(entries: Iterable[tuple[str, str, str]], width: float) -> tuple[list
         elif kind == "mark":
             out.append(f'<circle class="fill-{role}" cx="{_n(x + 7)}" cy="{_n(y)}" r="3.5"/>')
         else:
-            dashed = " dashed" if kind == "dashed" else ""
+            dashes = "" if kind == "line" else f" {kind}"
             out.append(
-                f'<path class="line line-{role}{dashed}" d="M{_n(x)} {_n(y)}h14" fill="none"/>'
+                f'<path class="line line-{role}{dashes}" d="M{_n(x)} {_n(y)}h14" fill="none"/>'
             )
         out.append(_text(x + 19, y + 4, words))
         x += needed
@@ -155,7 +156,7 @@ def _draw_lines(chart: LineChart, width: int) -> tuple[str, float]:
         (line.role, line.name, "mark" if line.has_marks else "dashed" if line.is_dashed else "line")
         for line in chart.lines
     ]
-    entries += [(level.role, level.name, "dashed") for level in chart.levels]
+    entries += [(level.role, level.name, "dotted") for level in chart.levels]
     if len(entries) == 1 and not chart.levels:
         entries = []  # the title says it
     out, top = _legend(entries, width)
@@ -179,7 +180,7 @@ def _draw_lines(chart: LineChart, width: int) -> tuple[str, float]:
     for level in chart.levels:
         if low <= level.y <= high:
             out.append(
-                f'<path class="line dashed line-{level.role}"'
+                f'<path class="line dotted line-{level.role}"'
                 f' d="M{_n(left)} {_n(y(level.y))}H{_n(right)}"/>'
             )
     for line in chart.lines:

@@ -53,9 +53,11 @@ def share(value: float | None) -> str:
 
 
 def change(value: float | None, base: float | None) -> str:
-    """`+57 %` of a value against a base."""
+    """`+57 %` of a value against a base; from ten times on, `×23`."""
     if value is None or base is None or not base:
         return MISSING
+    if value / base >= 10:
+        return f"\N{MULTIPLICATION SIGN}{value / base:.3g}"
     percent = 100 * (value / base - 1)
     shown = f"{percent:+.1f}" if abs(percent) < 9.95 else f"{percent:+.0f}"
     return f"{shown.replace('-', chr(0x2212))} %"
