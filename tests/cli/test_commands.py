@@ -53,6 +53,24 @@ def test_models_lists_the_zoo_with_true_figures(capsys):
     assert rows["resnet50"]["macs"] == pytest.approx(4.089e9, rel=0.02)
     assert rows["resnet50"]["largest_cut_bytes"] == 4 * 56 * 56 * 256
     assert rows["lenet"]["layers"][0] == "conv0"
+    assert _table_of_the_page() == {
+        name: pytest.approx(
+            [len(row["layers"]), row["parameters"], row["macs"], row["largest_cut_bytes"]], rel=0.01
+        )
+        for name, row in rows.items()
+    }
+
+
+def _table_of_the_page():
+    """Name -> layers, parameters, MACs and bytes at a cut, as docs/models.md says."""
+    units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1, "kB": 1e3, "MB": 1e6}
+    told = {}
+    for line in (SHELF.parents[2] / "docs" / "models.md").read_text().splitlines():
+        if line.startswith("| `"):
+            name, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+            parts = [(*cell.replace(",", "").split(), "")[:2] for cell in cells[:4]]
+            told[name] = [float(number) * units[unit] for number, unit in parts]
+    return told
 
 
 def test_models_shows_those_that_are_named(capsys):
