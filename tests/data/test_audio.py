@@ -39,14 +39,15 @@ def test_24_bits_and_two_channels_are_averaged(tmp_path):
 
 
 def test_a_folder_is_read_by_name(tmp_path):
-    for name in ("b_1", "a_2"):
+    names = [f"{digit}_{take}" for take in range(5) for digit in "cab"]
+    for name in names:
         wavfile.write(tmp_path / f"{name}.wav", 8000, (TONE * 32767).astype(np.int16))
     clips = read_clips(tmp_path)
-    assert clips.names == ("a_2", "b_1")
+    assert clips.names == tuple(sorted(names))
     assert clips.rate_hz == 8000
-    assert [len(samples) for samples in clips.samples] == [800, 800]
-    wavfile.write(tmp_path / "c.wav", 16000, (TONE * 32767).astype(np.int16))
-    with pytest.raises(DataFileError, match=r"c\.wav: expected 8000 Hz as in a_2.wav, found 16000"):
+    assert [len(samples) for samples in clips.samples] == [800] * 15
+    wavfile.write(tmp_path / "d.wav", 16000, (TONE * 32767).astype(np.int16))
+    with pytest.raises(DataFileError, match=r"d\.wav: expected 8000 Hz as in a_0.wav, found 16000"):
         read_clips(tmp_path)
 
 

@@ -6,12 +6,14 @@ Knows layers and keys. Knows nothing of stages, devices, losses or optimizers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 from jax.interpreters import partial_eval
@@ -243,6 +245,42 @@ class StagedModel:
         """The output in evaluation mode: dropout off, statistics as they are. Pure; jit it."""
         y, _, _ = self.apply(params, state, x, seed=0, step=0, microbatch=0, train=False)
         return y
+
+    def predict_rows(
+        self,
+        params: Mapping[str, PyTree],
+        state: Mapping[str, PyTree],
+        inputs: PyTree,
+        *,
+        batch_size: int = 256,
+    ) -> PyTree:
+        """`predict`, compiled, for any number of rows: some at a time, as NumPy arrays.
+
+        Args:
+            params, state: As `cm.train` returns them.
+            inputs: Any number of rows on the leading axis of each leaf.
+            batch_size: Rows at a time; bounds the memory.
+
+        Returns:
+            NumPy arrays with as many rows.
+        """
+        leaves, structure = jax.tree.flatten(inputs)
+        rows = len(leaves[0])
+        batch_size = min(batch_size, rows)
+        parts, like = [], None
+        for first in range(0, rows, batch_size):
+            # The last part begins earlier rather than being shorter: one shape, one compilation.
+            begin = min(first, rows - batch_size)
+            part = [leaf[begin : begin + batch_size] for leaf in leaves]
+            outputs = self._predict(params, state, jax.tree.unflatten(structure, part))
+            parts.append([np.asarray(leaf)[first - begin :] for leaf in jax.tree.leaves(outputs)])
+            like = jax.tree.structure(outputs)
+        return jax.tree.unflatten(like, [np.concatenate(leaf) for leaf in zip(*parts, strict=True)])
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        """Compiled once for each shape, not once for each call."""
+        return jax.jit(self.predict)
 
     def apply_layers(
         self,
