@@ -46,6 +46,43 @@ def digest(found: tuple[StageBundle, ...]) -> str:
     return total.hexdigest()
 
 
+def test_a_stage_that_comes_back_in_another_plan_is_not_exported_again(monkeypatch):
+    from crowdmesh_jax.export import bundle as module
+
+    case = CASES["conv"]()
+    inputs, targets = case.job.microbatch_specs(case.batch(0))
+    exported = []
+    whole = module.export_program
+
+    def counted(name, program, where):
+        exported.append((where, name))
+        return whole(name, program, where)
+
+    monkeypatch.setattr(module, "export_program", counted)
+
+    def build(job, *devices, **more):
+        layers = len(job.model.layers)
+        plan = PipelinePlan.even(layers, devices, microbatches=job.microbatches, **more)
+        return build_bundles(job, plan, inputs, targets)
+
+    first = build(case.job, "a", "b")
+    assert exported
+    exported.clear()
+    second = build(case.job, "b", "c", schedule="gpipe")
+    assert not exported
+    for one, other in zip(first, second, strict=True):
+        assert one.programs == other.programs
+        assert one.manifest.plan_sha256 != other.manifest.plan_sha256
+    build(case.job, "a", "b", recompute=True)
+    assert {where for where, _ in exported} == {"stage 0"}, (
+        "the last stage has nothing to recompute"
+    )
+    exported.clear()
+    fresh = build(CASES["conv"]().job, "a", "b")
+    assert exported, "another job, though alike"
+    assert [stage.programs for stage in fresh] == [stage.programs for stage in first]
+
+
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])

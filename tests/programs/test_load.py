@@ -23,6 +23,7 @@ from crowdmesh_jax.errors import BundleError, ForbiddenProgramError
 from crowdmesh_jax.export import build_bundles, initial_arrays
 from crowdmesh_jax.model import StagedModel, TrainingJob, losses
 from crowdmesh_jax.programs import (
+    ProgramCache,
     ProgramSpec,
     StageBundle,
     bundle_from_arrays,
@@ -74,6 +75,35 @@ def test_every_program_loads_and_knows_its_keys(bundle):
         stage.run("loss_backward", {})
     with pytest.raises(BundleError, match="no array for input"):
         stage.run("forward", {})
+
+
+def test_a_program_loaded_before_is_not_checked_and_compiled_again(bundle):
+    cache = ProgramCache()
+    first = load_stage(bundle, cache=cache)
+    first.compile()
+    other_plan = replace(bundle.manifest, plan_sha256="another plan, the same stage")
+    second = load_stage(StageBundle(manifest=other_plan, programs=bundle.programs), cache=cache)
+    assert second.manifest.plan_sha256 != first.manifest.plan_sha256
+    assert all(second.program(name) is first.program(name) for name in first.names)
+    # The bytes are still held against their digest, and a tighter bound is another question.
+    raw = bytes([bundle.programs["forward"][0] ^ 1]) + bundle.programs["forward"][1:]
+    damaged = StageBundle(manifest=other_plan, programs={**bundle.programs, "forward": raw})
+    with pytest.raises(BundleError, match="sha256"):
+        load_stage(damaged, cache=cache)
+    bounded = load_stage(bundle, cache=cache, max_bytes=1)
+    with pytest.raises(ForbiddenProgramError):
+        bounded.compile()
+
+
+def test_a_full_cache_forgets_the_program_unused_for_longest(bundle):
+    count = len(bundle.manifest.programs)
+    cache = ProgramCache(limit=count)
+    first = load_stage(bundle, cache=cache)
+    newer = load_stage(bundle, cache=cache, max_bytes=2**40)
+    again = load_stage(bundle, cache=cache, max_bytes=2**40)
+    assert all(again.program(name) is newer.program(name) for name in newer.names)
+    later = load_stage(bundle, cache=cache)
+    assert all(later.program(name) is not first.program(name) for name in first.names)
 
 
 @settings(max_examples=25)

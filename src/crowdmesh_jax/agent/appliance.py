@@ -17,6 +17,7 @@ from typing import Any
 from ..core import OpKind
 from ..errors import CrowdMeshError, PeerLostError
 from ..execution import Pace, Timed
+from ..programs import ProgramCache
 from ..protocol import member as machine
 from ..protocol import member_events as ev
 from ..protocol import messages as msg
@@ -53,6 +54,7 @@ class Appliance:
             coordinator=machine.DeviceId(coordinator),
         )
         self._pace = Pace(speed)
+        self._programs = ProgramCache()
         self._probe = Probe(self._send_probe, self._pass_compute)
         self._events: asyncio.Queue[tuple[ev.MemberEvent, Envelope | None]] = asyncio.Queue()
         self._slots: dict[Slot, Group] = {}
@@ -408,7 +410,9 @@ class Appliance:
             frame = seal(Envelope(None, extra={"ask_rows": step, "run": install.run}))
             await self._deliver(self.coordinator, frame, Lane.CONTROL)
 
-        held = await self._compute.run(lambda: HeldStage.load(install, arrays, extra, ask))
+        held = await self._compute.run(
+            lambda: HeldStage.load(install, arrays, extra, ask, self._programs)
+        )
         if life != self._life:
             return
         self._held = held

@@ -11,7 +11,7 @@ import numpy as np
 from ..data import source_from_spec
 from ..errors import BundleError
 from ..execution import Pace, StageWorker, measure_programs
-from ..programs import bundle_from_arrays, load_stage
+from ..programs import ProgramCache, bundle_from_arrays, load_stage
 from ..protocol import messages as msg
 from .envelope import Group, Key
 from .rows import Rows
@@ -39,11 +39,13 @@ class HeldStage:
         arrays: dict[Key, Any],
         extra: Mapping[str, Any],
         ask: Callable[[int], Any],
+        known: ProgramCache | None = None,
     ) -> HeldStage:
         """Checks and compiles what an Install frame brought, and puts its state in place.
 
         Args:
             arrays: Emptied on the way, so that what was installed is not held twice.
+            known: Programs that this process has loaded before.
 
         Raises:
             BundleError: Damaged, incomplete or for another plan.
@@ -59,7 +61,7 @@ class HeldStage:
             install.stage, stage.first_layer, stage.last_layer,
         ) or manifest.plan_sha256 != install.plan.digest():  # fmt: skip
             raise BundleError(f"stage {install.stage}: the bundle is for another plan")
-        loaded = load_stage(bundle)
+        loaded = load_stage(bundle, cache=known)
         loaded.compile()
         worker = StageWorker(loaded)
         worker.install(arrays, install.base, consume=True)

@@ -7,7 +7,7 @@ alone: no path, no object address, no time (two exports are equal byte for byte)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +19,16 @@ import numpy as np
 from ..core.plan import PipelinePlan
 from ..errors import ExportError, InvalidPlanError, JobError
 from ..model.job import TrainingJob
-from ..model.trees import leaf_paths, spec_of, unflatten
+from ..model.trees import leaf_paths, signature, spec_of, unflatten
 from ..programs.bundle import StageBundle
 from ..programs.manifest import FORMAT_VERSION, ProgramSpec, StageManifest
 from . import stage as st
 from .chain import Chain, Key, build_chain
 from .flat import FlatProgram, abstract, leaf_spec
 from .optimizer import SlicedOptimizer, slice_optimizer
+
+REMEMBERED = 96
+"""Stages (and chains, optimizers) kept per job; a stage's programs are 0.1-1 MB."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,41 @@ def build_bundles(
         )
     job.check(inputs_spec, targets_spec)
     with _tracing():
-        chain = build_chain(job.model, inputs_spec)
-        sliced = slice_optimizer(job.optimizer, job.model.specs(inputs_spec).params)
         targets = st.Targets.of(spec_of(targets_spec))
-        st.check_loss(job, chain.carries[-1], targets)
+        st.check_loss(job, _chain(job, inputs_spec).carries[-1], targets)
         return tuple(
-            _build_stage(job, plan, index, chain, sliced, targets)
+            _build_stage(job, plan, index, inputs_spec, targets)
             for index in range(len(plan.stages))
         )
+
+
+def _remembered(job: TrainingJob, key: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, once for each key; a plan changes a few cuts, and tracing takes seconds."""
+    key = (key, bool(jax.config.read("jax_enable_x64")))
+    if key in job.made:
+        value = job.made.pop(key)  # used last
+    else:
+        value = make()
+        while len(job.made) >= REMEMBERED:
+            del job.made[next(iter(job.made))]
+    job.made[key] = value
+    return value
+
+
+def _chain(job: TrainingJob, inputs_spec: Any) -> Chain:
+    key = ("chain", signature(inputs_spec))
+    return _remembered(job, key, lambda: build_chain(job.model, inputs_spec))
+
+
+def _sliced(job: TrainingJob, inputs_spec: Any) -> SlicedOptimizer:
+    params = job.model.specs(inputs_spec).params
+    key = ("optimizer", signature(params))
+
+    def make() -> SlicedOptimizer:
+        with _tracing():
+            return slice_optimizer(job.optimizer, params)
+
+    return _remembered(job, key, make)
 
 
 @contextmanager
@@ -87,35 +117,21 @@ def _tracing() -> Iterator[None]:
 
 
 def _build_stage(
-    job: TrainingJob,
-    plan: PipelinePlan,
-    index: int,
-    chain: Chain,
-    sliced: SlicedOptimizer,
-    targets: st.Targets,
+    job: TrainingJob, plan: PipelinePlan, index: int, inputs_spec: Any, targets: st.Targets
 ) -> StageBundle:
     stage = plan.stages[index]
+    chain, sliced = _chain(job, inputs_spec), _sliced(job, inputs_spec)
     parts = st.StageParts(chain, stage.first_layer, stage.last_layer)
     last = index == len(plan.stages) - 1
     names = tuple(view.layer.name for view in parts.views)
-    programs: dict[str, FlatProgram | None] = {}
-    if last:
-        programs["loss_backward"] = st.loss_backward(parts, job, targets)
-        programs["weigh"] = st.weigh(job, chain.carries[-1], targets)
-    else:
-        forward, backward = st.forward_and_backward(parts, recompute=stage.recompute)
-        programs.update(forward=forward, backward=backward)
-    programs["merge"] = st.merge(parts)
-    programs["scalars"] = sliced.scalars(names)
-    programs["reduce"] = sliced.reduce() if index == 0 else None
-    programs["update"] = sliced.update(names)
-    programs["eval_forward"] = st.eval_forward(parts, job, targets if last else None)
-
-    exported = {
-        name: export_program(name, program, f"stage {index}")
-        for name, program in programs.items()
-        if program is not None
-    }
+    where = f"stage {index}"
+    key = (
+        *("stage", signature(inputs_spec), targets.specs, targets.tree),
+        *(stage.first_layer, stage.last_layer, stage.recompute and not last),
+    )
+    exported: dict[str, tuple[ProgramSpec, bytes]] = _remembered(
+        job, key, lambda: _export_stage(job, parts, sliced, targets, stage.recompute, where)
+    )
     borrowed = parts.borrowed
     resident = (
         *parts.params,
@@ -151,6 +167,36 @@ def _build_stage(
     return StageBundle(
         manifest=manifest, programs={name: data for name, (_, data) in exported.items()}
     )
+
+
+def _export_stage(
+    job: TrainingJob,
+    parts: st.StageParts,
+    sliced: SlicedOptimizer,
+    targets: st.Targets,
+    recompute: bool,
+    where: str,
+) -> dict[str, tuple[ProgramSpec, bytes]]:
+    """The programs of layers `parts`; nothing else of the plan enters."""
+    names = tuple(view.layer.name for view in parts.views)
+    programs: dict[str, FlatProgram | None] = {}
+    last = parts.last == len(parts.chain.layers) - 1
+    if last:
+        programs["loss_backward"] = st.loss_backward(parts, job, targets)
+        programs["weigh"] = st.weigh(job, parts.chain.carries[-1], targets)
+    else:
+        forward, backward = st.forward_and_backward(parts, recompute=recompute)
+        programs.update(forward=forward, backward=backward)
+    programs["merge"] = st.merge(parts)
+    programs["scalars"] = sliced.scalars(names)
+    programs["reduce"] = sliced.reduce() if parts.first == 0 else None
+    programs["update"] = sliced.update(names)
+    programs["eval_forward"] = st.eval_forward(parts, job, targets if last else None)
+    return {
+        name: export_program(name, program, where)
+        for name, program in programs.items()
+        if program is not None
+    }
 
 
 def export_program(name: str, program: FlatProgram, where: str) -> tuple[ProgramSpec, bytes]:
@@ -199,8 +245,7 @@ def initial_arrays(job: TrainingJob, inputs_spec: Any) -> dict[Key, np.ndarray]:
     for role, trees in (("param", params), ("state", state)):
         for name, tree in trees.items():
             arrays.update(((role, name, path), np.asarray(leaf)) for path, leaf in leaf_paths(tree))
-    sliced = slice_optimizer(job.optimizer, job.model.specs(inputs_spec).params)
-    arrays.update(sliced.init_arrays(params))
+    arrays.update(_sliced(job, inputs_spec).init_arrays(params))
     return arrays
 
 
@@ -218,7 +263,7 @@ def assemble(job: TrainingJob, inputs_spec: Any, arrays: Mapping[Key, Any]) -> T
             found = {k[2]: v for k, v in arrays.items() if k[:2] == (role, name)}
             trees[role][name] = unflatten(spec, found)
     try:
-        opt_state = slice_optimizer(job.optimizer, specs.params).assemble(arrays)
+        opt_state = _sliced(job, inputs_spec).assemble(arrays)
     except KeyError as exc:
         raise JobError(f"no array for leaf {exc.args[0]}: arrays of another job?") from None
     return TrainState(trees["param"], trees["state"], opt_state)

@@ -6,7 +6,7 @@ Knows nothing of devices or plans; asks jaxprs, so that wrong losses are refused
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class TrainingJob:
     """Name -> `metric(outputs, targets) -> (sum, count)`, or functions with names."""
     on_nonfinite: Literal["halt", "continue"] = "halt"
     """What to do when the loss of a step is NaN or infinite."""
+    made: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
+    """What `export` made of this job, by what it depends on: stages come back in other plans."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, StagedModel):

@@ -48,6 +48,8 @@ class StagedModel:
     name: str = "model"
     _specs: dict[Any, ModelSpecs] = field(init=False, repr=False, default_factory=dict)
     _traces: dict[Any, tracing.InitTrace] = field(init=False, repr=False, default_factory=dict)
+    _inits: dict[Any, Callable[..., Any]] = field(init=False, repr=False, default_factory=dict)
+    """Compiled initialisation, by what it computes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -205,19 +207,18 @@ class StagedModel:
             As `specs`.
         """
         specs = self.specs(x_spec)
-        compiled: dict[Any, Callable[..., Any]] = {}
         params, state = {}, {}
         for index, (layer, row) in enumerate(zip(self.layers, specs.layers, strict=True)):
             trace = self._traces[layer.init, signature(row.x)]
             if not trace.structure.num_leaves:
                 params[row.name], state[row.name] = jax.tree.unflatten(trace.structure, ())
                 continue
-            if trace.identity not in compiled:
+            if trace.identity not in self._inits:
                 quick = count(row.params) < LARGE_LAYER
                 options = {"xla_backend_optimization_level": 0} if quick else None
                 function = _init_function(trace.closed)
-                compiled[trace.identity] = jax.jit(function, compiler_options=options)
-            leaves = compiled[trace.identity](init_key(seed, index))
+                self._inits[trace.identity] = jax.jit(function, compiler_options=options)
+            leaves = self._inits[trace.identity](init_key(seed, index))
             tree = jax.tree.unflatten(trace.structure, leaves)
             params[row.name], state[row.name] = tree
         return params, state

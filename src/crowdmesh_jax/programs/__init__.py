@@ -1,7 +1,7 @@
 """Stage programs on a device: manifest, checks, loading. Imports JAX, never flax or optax."""
 
 from .bundle import StageBundle
-from .load import COMPILER_OPTIONS, LoadedProgram, LoadedStage, load_stage
+from .load import COMPILER_OPTIONS, LoadedProgram, LoadedStage, ProgramCache, load_stage
 from .manifest import FORMAT_VERSION, LeafSpec, ProgramSpec, StageManifest
 from .wire import bundle_from_arrays, bundle_to_arrays
 
@@ -11,6 +11,7 @@ __all__ = [
     "LeafSpec",
     "LoadedProgram",
     "LoadedStage",
+    "ProgramCache",
     "ProgramSpec",
     "StageBundle",
     "StageManifest",

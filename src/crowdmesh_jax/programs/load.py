@@ -85,6 +85,31 @@ class LoadedProgram:
         return dict(zip(self._output_keys, call(*arguments), strict=True))
 
 
+class ProgramCache:
+    """Programs loaded before, so that the next run, epoch or plan loads only what is new.
+
+    Args:
+        limit: Programs kept, those used last; a stage has four to eight.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._programs: dict[tuple[ProgramSpec, int | None], LoadedProgram] = {}
+
+    def find(self, spec: ProgramSpec, max_bytes: int | None) -> LoadedProgram | None:
+        """The program of the same bytes, leaves and bound, if it is here."""
+        program = self._programs.pop((spec, max_bytes), None)
+        if program is not None:
+            self._programs[spec, max_bytes] = program  # used last
+        return program
+
+    def keep(self, spec: ProgramSpec, max_bytes: int | None, program: LoadedProgram) -> None:
+        """Files a checked program; the one unused for longest goes when the cache is full."""
+        self._programs[spec, max_bytes] = program
+        while len(self._programs) > self._limit:
+            del self._programs[next(iter(self._programs))]
+
+
 class LoadedStage:
     """The checked programs of one stage."""
 
@@ -145,7 +170,11 @@ class LoadedStage:
 
 
 def load_stage(
-    bundle: StageBundle, *, max_bytes: int | None = None, trusted: bool = False
+    bundle: StageBundle,
+    *,
+    max_bytes: int | None = None,
+    trusted: bool = False,
+    cache: ProgramCache | None = None,
 ) -> LoadedStage:
     """Checks a bundle's programs and makes them callable. Nothing is compiled yet.
 
@@ -153,6 +182,7 @@ def load_stage(
         max_bytes: Bound on temporary plus result memory of one call, checked when compiled; the
             smaller of this and the manifest's own bound holds.
         trusted: Skips the search for custom calls; for bundles built in this process.
+        cache: Programs checked and compiled before, of this process; takes the new ones.
 
     Raises:
         BundleError: Damaged, or not what the manifest says.
@@ -166,11 +196,17 @@ def load_stage(
         where = f"stage {manifest.stage} program {spec.name!r}"
         data = bundle.programs[spec.name]
         check_bytes(spec, data, where)
+        bound = min(bounds) if bounds else None
+        kept = cache.find(spec, bound) if cache is not None else None
+        if kept is not None:
+            programs[spec.name] = kept
+            continue
         exported = deserialize(data, where)
         check_signature(spec, exported, where)
         if not trusted:
             check_custom_calls(exported, where)
-        programs[spec.name] = LoadedProgram(
-            spec, exported.call, where, min(bounds) if bounds else None
-        )
+        program = LoadedProgram(spec, exported.call, where, bound)
+        programs[spec.name] = program
+        if cache is not None:
+            cache.keep(spec, bound, program)
     return LoadedStage(manifest, programs)
