@@ -89,7 +89,7 @@ def _transformer(rng: np.random.Generator, rows: int) -> tuple[Any, np.ndarray, 
 
 _BUILDERS: Mapping[str, tuple[Callable[..., Any], int]] = {
     "mlp": (_mlp, 128),
-    "cnn": (_cnn, 16),
+    "cnn": (_cnn, 8),
     "transformer": (_transformer, 8),
 }
 WORKLOADS = tuple(_BUILDERS)

@@ -20,7 +20,8 @@ from _measure import (
     walls,
 )
 
-like_an_agent()
+if __name__ == "__main__":
+    like_an_agent()
 
 from flax import serialization  # noqa: E402  JAX counts cores when it is imported
 from safetensors.numpy import load, save  # noqa: E402

@@ -4,7 +4,7 @@
 CNN and a transformer, cut by the ILP. A row's repeats are the steps of its run after the warm-up;
 each run's prediction was made before it, and sees nothing of it.
 
-    python benchmarks/prediction.py [--repeats 9] [--quick]
+    python benchmarks/prediction.py [--repeats 7] [--quick]
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def grid(quick: bool) -> list[tuple[str, cm.Crowd]]:
 
 def plan_of(work: Workload, crowd: cm.Crowd) -> cm.PipelinePlan:
     """All devices take part: what is tested is the prediction, not the plan."""
-    profile = cm.profile(work.job, crowd, work.data.batch(0), calibrate=True)
+    profile = cm.profile(work.job, crowd, work.data.batch(0))
     return cm.partition(profile, crowd, min_stages=len(crowd.devices))
 
 
 def main() -> None:
-    options = arguments(__doc__, repeats=9)
+    options = arguments(__doc__, repeats=7)
     works = [workload(net, quick=options.quick) for net in NETS]
     figures: list[Figure] = []
     details: dict[str, dict[str, float]] = {}

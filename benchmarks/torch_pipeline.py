@@ -56,7 +56,7 @@ TORCH_ENVIRONMENT = {
     ":glibc.malloc.trim_threshold=67108864"
 }
 """What our agents set too: else each array's pages would be faulted in anew."""
-TRIED = 4
+TRIED = 3
 """Cuts that torch is run with before the best is kept."""
 LOSS_TOLERANCE = 1e-3
 """Relative, each of the first steps: float32 sums in another order."""
@@ -233,7 +233,7 @@ def best_setting(
     took = []
     for setting in settings:
         job.load(group, cut=setting.cut, speeds=setting.speeds, link=link)
-        took.append((torch_run(group, 2 if quick else 4)[0], setting))
+        took.append((torch_run(group, 2 if quick else 3)[0], setting))
     step_s, best = min(took, key=lambda pair: pair[0])
     if compiled:
         job.load(group, cut=best.cut, speeds=best.speeds, link=link, compile=True)
@@ -325,7 +325,7 @@ def compare_unequal(
     ours: list[Trained] = []
     for repeat in range(options.repeats + 1):
         theirs = torch_run(pair, steps)
-        alone = torch_run(single, 3)
+        alone = torch_run(single, 2)
         mine = train(crew, work, plan, steps=steps, runs_dir=runs, measure=False)
         if repeat == 0:
             check_losses(work.name, mine.losses, theirs[1])
@@ -358,7 +358,7 @@ def _layers(plan: cm.PipelinePlan) -> str:
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=8, torch_python=str(TORCH_PYTHON), nets=",".join(WORKLOADS))
+    options = arguments(__doc__, steps=5, torch_python=str(TORCH_PYTHON), nets=",".join(WORKLOADS))
     python = options.torch_python
     if not Path(python).exists():
         sys.exit(f"no {python}: `make bench` makes it, or give --torch-python a Python with torch")

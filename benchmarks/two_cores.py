@@ -3,7 +3,7 @@
 Each repeat trains a few steps with all layers on one agent, then split in the middle over both,
 on the same agents. Steps are timed by the coordinator from one commit to the next.
 
-    python benchmarks/two_cores.py [--repeats 9] [--steps 10] [--quick]
+    python benchmarks/two_cores.py [--repeats 7] [--steps 10] [--quick]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IDEAL = 2 * MICROBATCHES / (MICROBATCHES + 1)
 
 
 def main() -> None:
-    options = arguments(__doc__, repeats=9, steps=10)
+    options = arguments(__doc__, repeats=7, steps=10)
     steps = 3 if options.quick else options.steps
     work = workload("mlp", quick=options.quick)
     crowd = cm.Crowd.local((1.0, 1.0))

@@ -73,6 +73,15 @@ def test_make_bench_runs_every_script():
     assert set(listed[1].split()) == scripts
 
 
+def test_every_script_can_be_imported():
+    """What `--quick` takes minutes of is at least read to its end."""
+    names = [path.stem for path in SCRIPTS.glob("*.py") if path.stem != "_torch_peer"]
+    code = "import sys; sys.argv[1:] = []\n" + "".join(f"import {name}\n" for name in names)
+    path = os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests"), str(SCRIPTS)))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
 @pytest.mark.parametrize("script", QUICK)
 def test_a_script_runs(script):
     path = os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests")))
