@@ -102,6 +102,32 @@ class Head(nn.Module):
         return x @ self.table.T
 
 
+class Layout(torch.autograd.Function):
+    """Another memory format, and back for the gradient: gloo takes plain tensors only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, there: Any, back: Any) -> torch.Tensor:
+        ctx.back = back
+        return x.contiguous(memory_format=there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return grad.contiguous(memory_format=ctx.back), None, None
+
+
+class InChannelsLast(nn.Module):
+    """A stage of images in `channels_last` inside, plain at its ends."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain, last = torch.contiguous_format, torch.channels_last
+        y = self.stage(Layout.apply(x, last, plain) if x.ndim == 4 else x)
+        return Layout.apply(y, plain, last) if y.ndim == 4 else y
+
+
 def linear(given: dict[str, np.ndarray]) -> nn.Linear:
     kernel, bias = given["kernel"], given["bias"]
     made = nn.Linear(*kernel.shape)
@@ -264,10 +290,9 @@ class Run:
         first, last = (0, len(layers)) if alone else (cuts[self.rank], cuts[self.rank + 1])
         made = [build_layer(name, tree, command["settings"]) for name, tree in layers[first:last]]
         self.module = nn.Sequential(*made)
-        self.is_image = any(isinstance(layer, Conv) for layer in made)
-        if self.is_image:
-            # Faster here than the default layout, for the CNN alone.
-            self.module = self.module.to(memory_format=torch.channels_last)
+        self.layers = made
+        if command.get("channels_last"):
+            self.module = InChannelsLast(self.module)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=command["learning_rate"])
         with np.load(command["data"]) as arrays:
             self.inputs = torch.tensor(arrays["inputs"])
@@ -275,9 +300,7 @@ class Run:
         if self.inputs.dtype != torch.float32:
             self.inputs = self.inputs.long()
         if self.inputs.ndim == 4:
-            self.inputs = self.inputs.permute(0, 3, 1, 2).contiguous(
-                memory_format=torch.channels_last
-            )
+            self.inputs = self.inputs.permute(0, 3, 1, 2).contiguous()
         self.batch = command["batch"]
         self.step_index = 0
         self.alone = alone
@@ -327,13 +350,13 @@ class Run:
         for _ in range(repeats):
             x = rows
             took = []
-            for index, layer in enumerate(self.module):
+            for index, layer in enumerate(self.layers):
                 x = x.detach()
                 if x.is_floating_point() and index:
                     x.requires_grad_()
                 start_s = time.thread_time()
                 y = layer(x)
-                loss = loss_of(y, target) if index + 1 == len(self.module) else None
+                loss = loss_of(y, target) if index + 1 == len(self.layers) else None
                 middle_s = time.thread_time()
                 given = torch.ones_like(y) if loss is None else None
                 (y if loss is None else loss).backward(given)

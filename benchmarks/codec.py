@@ -23,11 +23,11 @@ from _measure import (
 if __name__ == "__main__":
     like_an_agent()
 
-from flax import serialization  # noqa: E402  JAX counts cores when it is imported
-from safetensors.numpy import load, save  # noqa: E402
+from flax import serialization
+from safetensors.numpy import load, save
 
-from crowdmesh_jax.transport import Frame, decode, encode, encode_bytes  # noqa: E402
-from crowdmesh_jax.transport.codec import FrameAssembler, chunks  # noqa: E402
+from crowdmesh_jax.transport import Frame, decode, encode, encode_bytes
+from crowdmesh_jax.transport.codec import FrameAssembler, chunks
 
 LEAVES, LEAF_FLOATS = 20, 200_000
 

@@ -18,7 +18,7 @@ from _measure import arguments, cpu_per_wall, figure, interleave, like_an_agent,
 if __name__ == "__main__":
     like_an_agent()
 
-import jax  # noqa: E402  it counts cores when it is imported
+import jax
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # as agents do
 

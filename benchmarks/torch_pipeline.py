@@ -8,8 +8,8 @@ both sides (`_torch_peer.py`, docs/emulation.md).
 
 Torch gets what a careful person gives it: its layers are timed alone, all cuts (and both orders of
 unequal devices) are ranked by the same timeline that plans ours, the best few are run and the
-fastest is kept; channels_last for the CNN; `torch.compile` where it works and is faster. Ours is
-what `cm.partition` returns, with the warm-up that the `eager` schedule chooses.
+fastest is kept; `channels_last` for the CNN and `torch.compile` where they work and are faster.
+Ours is what `cm.partition` returns, with the warm-up that the `eager` schedule chooses.
 
     python benchmarks/torch_pipeline.py [--torch-python .venv-bench/bin/python] [--repeats 7]
 """
@@ -128,12 +128,14 @@ def peers(python: str, world: int, cores: Sequence[int | None], folder: str) -> 
         made.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TorchJob:
     """A workload as torch's processes read it."""
 
     work: Workload
     folder: str
+    channels_last: bool = False
+    """Found by trying."""
 
     def write(self) -> None:
         """Initial parameters, and batches in the order in which ours are drawn."""
@@ -159,6 +161,7 @@ class TorchJob:
         layers = len(self.work.job.model.layers)
         return group.do(
             "load",
+            **{"channels_last": self.channels_last, **more},
             parameters=f"{self.folder}/parameters.npz",
             data=f"{self.folder}/data.npz",
             microbatches=MICROBATCHES,
@@ -167,7 +170,6 @@ class TorchJob:
             settings={"pooled": POOLED, "heads": HEADS},
             cuts=[0, cut, layers],
             speeds=list(speeds),
-            **more,
         )
 
 
@@ -242,18 +244,18 @@ def best_setting(
     return best
 
 
-def is_compiling_worth_it(job: TorchJob, python: str, folder: str) -> bool:
-    """Whether `torch.compile` works here (it needs a C++ compiler) and is faster on one core."""
+def is_worth_it(option: str, job: TorchJob, python: str, folder: str) -> bool:
+    """Whether an option (`compile` needs a C++ compiler) works here and is faster on one core."""
     with peers(python, 1, [None], folder) as single:
         took = []
-        for compiled in (False, True):
+        for on in (False, True):
             try:
-                job.load(single, cut=1, alone=True, compile=compiled)
-                took.append(torch_run(single, 5)[0])
+                job.load(single, cut=1, alone=True, **{option: on})
+                took.append(torch_run(single, 6)[0])
             except TorchError:
-                print("torch.compile does not work here", flush=True)
+                print(f"torch: {option} does not work here", flush=True)
                 return False
-    print(f"{job.work.name}: torch.compile / eager step {took[1] / took[0]:.3f}", flush=True)
+    print(f"{job.work.name}: torch with {option} / without {took[1] / took[0]:.3f}", flush=True)
     return took[1] < took[0]
 
 
@@ -386,7 +388,9 @@ def main() -> None:
             work = workload(net, quick=options.quick, batches=options.steps)
             job = TorchJob(work, folder)
             job.write()
-            compiled = not options.quick and is_compiling_worth_it(job, python, folder)
+            is_image = work.inputs.ndim == 4
+            job.channels_last = is_image and is_worth_it("channels_last", job, python, folder)
+            compiled = not options.quick and is_worth_it("compile", job, python, folder)
             for compare, group, sink in (
                 (compare_equal, (crew, single, pair), equal),
                 (compare_unequal, (slow_crew, free_single, free_pair), unequal),
