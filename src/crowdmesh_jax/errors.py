@@ -35,7 +35,8 @@
     │   ├── LaunchError             CM-513  an agent process did not come up
     │   └── RecordError             CM-520  a run folder, journal or checkpoint is unusable
     └── EnvironmentFaultError       CM-6xx  the machine
-        └── MissingExtraError       CM-601  an optional dependency is not installed
+        ├── MissingExtraError       CM-601  an optional dependency is not installed
+        └── ProfileCacheError       CM-602  measured times of another machine, or damaged
 
 Messages say what, where, the value, and what to do. Codes never change their meaning. It knows
 nothing about when errors are raised.
@@ -205,3 +206,7 @@ class EnvironmentFaultError(CrowdMeshError):
 
 class MissingExtraError(EnvironmentFaultError, ImportError):
     code = "CM-601"
+
+
+class ProfileCacheError(EnvironmentFaultError):
+    code = "CM-602"

@@ -9,9 +9,10 @@ import pytest
 from support.families import family
 
 from crowdmesh_jax.core import PipelinePlan
-from crowdmesh_jax.execution import Pace, StageWorker, measure_programs, pace
+from crowdmesh_jax.execution import Pace, StageWorker, pace
 from crowdmesh_jax.export import build_bundles, initial_arrays
 from crowdmesh_jax.programs import load_stage
+from crowdmesh_jax.programs.load import output_order
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +77,44 @@ def test_measuring_leaves_the_stages_arrays_alone_and_keeps_none_of_its_own(load
     before = {key: np.array(value) for key, value in worker.snapshot().items()}
     gc.collect()
     held = sum(array.nbytes for array in jax.live_arrays())
-    seconds = measure_programs(worker.loaded, Pace(), repeats=2, given=worker.readable)
+    seconds = worker.measure(Pace(), 2)
     gc.collect()
     assert set(seconds) >= {"loss_backward", "update", "weigh"}
     assert all(value > 0 for value in seconds.values())
     assert sum(array.nbytes for array in jax.live_arrays()) == held
     for key, value in worker.snapshot().items():
         assert np.array_equal(value, before[key]), key
+    assert worker._gradients
+    assert not any(np.any(value) for value in worker._gradients.values())
+
+
+def test_measuring_a_backward_makes_no_second_set_of_accumulators(loaded, monkeypatch):
+    made = []
+    inner = pace._sample
+    monkeypatch.setattr(pace, "_sample", lambda spec, rng: made.append(spec) or inner(spec, rng))
+    worker_of(loaded).measure(Pace(), 2)
+    roles = {spec.role for spec in made}
+    assert "grad" not in roles
+    assert {"x", "target"} <= roles
+
+
+def test_an_update_overwrites_its_state_in_place(loaded):
+    stage, arrays = loaded
+    update = stage.program("update")
+    update.compile()
+    parameters = sum(a.nbytes for key, a in arrays.items() if key[0] == "param")
+    assert update.temp_bytes < parameters / 10
+    spec = update.spec
+    first = [spec.outputs[index].key for index in output_order(spec)][: len(spec.donate)]
+    assert first == [spec.inputs[index].key for index in spec.donate]
 
 
 def test_a_large_update_is_judged_by_its_bytes_and_not_run(loaded, monkeypatch):
     worker = worker_of(loaded)
     monkeypatch.setattr(pace, "COPIED_UPDATE_BYTES", 0)
     monkeypatch.setattr(pace, "_stream_bytes_per_s", lambda pace, repeats: 1000.0)
-    seconds = measure_programs(worker.loaded, Pace(), repeats=1, given=worker.readable)
+    seconds = worker.measure(Pace(), 1)
     own = sum(a.nbytes for k, a in worker.snapshot().items() if k[0] in ("param", "opt"))
-    gradients = sum(a.nbytes for k, a in worker.readable.items() if k[0] == "grad")
+    gradients = sum(a.nbytes for k, a in worker._gradients.items() if k[0] == "grad")
     # Reads state and gradients, writes state; a few scalars come on top.
     assert seconds["update"] == pytest.approx((2 * own + gradients) / 1000.0, rel=0.05)

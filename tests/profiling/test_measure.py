@@ -54,7 +54,7 @@ def test_a_calibrated_profile_predicts_by_the_measured_rate_and_the_devices_spee
 def test_each_layer_is_measured_forward_backward_and_in_its_update():
     kind = family("unet_skip")
     job = kind.job(optax.adam(1e-3))
-    rows = measure_layers(job, kind.batch(), seconds_per_layer=0.002)
+    rows = measure_layers(job, kind.batch(), seconds_per_layer=0.002).seconds
     assert len(rows) == len(job.model.layers)
     assert all(0 < row.forward_s < 1 for row in rows)
     assert all(0 < row.backward_s < 1 for row in rows)
@@ -64,7 +64,7 @@ def test_each_layer_is_measured_forward_backward_and_in_its_update():
 def test_a_measured_profile_says_so_and_borrowed_parameters_are_lent():
     kind = family("gpt2")
     job = kind.job(optax.sgd(0.1), batch_size=4)
-    made = profile(job, CROWD, kind.batch(4), measure=True)
+    made = profile(job, CROWD, kind.batch(4), measure=True, cache_dir=None)
     assert made.source == "measured"
     assert set(made.seconds) == {HOME, SLOW}
     assert made.seconds[HOME][-1].update_s == 0  # the head's table is the embedding's

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data import source_from_spec
 from ..errors import BundleError
-from ..execution import Pace, StageWorker, measure_programs
+from ..execution import Pace, StageWorker
 from ..programs import ProgramCache, bundle_from_arrays, load_stage
 from ..protocol import messages as msg
 from .envelope import Group, Key
@@ -115,5 +115,4 @@ class HeldStage:
 
     def measure(self, pace: Pace, repeats: int) -> dict[str, float]:
         """Median seconds of each program, alone, on made-up inputs."""
-        worker = self.worker
-        return dict(measure_programs(worker.loaded, pace, repeats=repeats, given=worker.readable))
+        return dict(self.worker.measure(pace, repeats))

@@ -98,7 +98,8 @@ def stage_memory(
     The stash is, per microbatch in flight, the stage input and the residuals. With recomputation
     it is the stage input alone, plus the residuals of the one microbatch in backward. The last
     stage's forward, loss and backward are one program, so it too holds residuals of one microbatch
-    only, and the targets of those that wait.
+    only, and the targets of those that wait. A parameter that another stage lends is here too, with
+    a gradient of its own; it and its gradient travel once a step.
 
     Args:
         in_flight: Microbatches between forward and backward, `Schedule.max_in_flight`.
@@ -139,17 +140,31 @@ def stage_memory(
     input_bytes = before.output_bytes if before is not None else profile.input_bytes
     waiting_bytes = input_bytes + (profile.target_bytes if is_last else 0)
     keeping = 1 if stage.recompute or is_last else in_flight
+    names = {layer.name for layer in layers}
+    borrowed_bytes = sum(
+        size for layer in layers for owner, size in layer.borrows if owner not in names
+    )
+    lent_bytes = sum(
+        size
+        for layer in profile.layers
+        for owner, size in layer.borrows
+        if owner in names and layer.name not in names
+    )
+    stash_bytes = in_flight * waiting_bytes + keeping * residual_bytes
+    temp_bytes = max(layer.temp_bytes for layer in layers)
+    update_temp_bytes = sum(layer.update_temp_bytes for layer in layers)
     sent_bytes = (before.gradient_bytes if before else 0) + (after.output_bytes if after else 0)
     received_bytes = (before.output_bytes if before else 0) + (after.gradient_bytes if after else 0)
     return MemoryBreakdown(
-        parameter_bytes=parameter_bytes,
-        gradient_bytes=parameter_bytes,
+        parameter_bytes=parameter_bytes + borrowed_bytes,
+        gradient_bytes=parameter_bytes + borrowed_bytes,
         optimizer_bytes=optimizer_bytes,
         state_bytes=2 * statistics_bytes,
-        stash_bytes=in_flight * waiting_bytes + keeping * residual_bytes,
-        credit_bytes=credits * (sent_bytes + received_bytes),
+        stash_bytes=stash_bytes,
+        credit_bytes=credits * (sent_bytes + received_bytes) + borrowed_bytes + lent_bytes,
         snapshot_bytes=snapshots * (parameter_bytes + optimizer_bytes + statistics_bytes),
         log_bytes=log_steps * profile.microbatches * sent_bytes,
         hosted_bytes=hosted_bytes,
+        working_bytes=max(temp_bytes, update_temp_bytes - stash_bytes),
         compile_peak_bytes=compile_peak_bytes,
     )

@@ -32,11 +32,18 @@ class LayerProfile:
     residual_bytes: int = 0
     """Kept from forward to backward per microbatch, without the stage input."""
     parameter_count: int = 0
+    temp_bytes: int = 0
+    """What a stage needs while it runs this layer, beyond what it keeps: one layer at a time."""
+    update_temp_bytes: int = 0
+    """The layer's part of what the update needs while it runs."""
+    borrows: tuple[tuple[str, int], ...] = ()
+    """(owner layer, bytes) of each parameter that another layer lends."""
 
     def __post_init__(self) -> None:
         for name in (
             "forward_flops", "backward_flops", "parameter_bytes", "optimizer_bytes",
             "state_bytes", "output_bytes", "gradient_bytes", "residual_bytes", "parameter_count",
+            "temp_bytes", "update_temp_bytes",
         ):  # fmt: skip
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -79,6 +86,8 @@ class ModelProfile:
     model_name: str = ""
     source: str = "analytic"
     """How `seconds` were obtained: "analytic" or "measured"."""
+    memory_source: str = "analytic"
+    """Where `temp_bytes` come from: "analytic", or "compiled", XLA's own analysis."""
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -25,8 +25,8 @@ Key = tuple[str, str, str]
 
 COPIED_UPDATE_BYTES = 16 * 2**20
 """An update that donates more is not run on made-up arrays when a stage is measured."""
-STREAMED_FLOATS = 4 * 2**20
-"""16 MB an array: beyond the caches of the devices in question."""
+STREAMED_FLOATS = 2 * 2**20
+"""8 MB an array: beyond the caches of the devices in question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def measure_programs(
     *,
     repeats: int = 5,
     given: Mapping[Key, Any] | None = None,
+    scratch: dict[Key, Any] | None = None,
 ) -> Mapping[str, float]:
     """Median seconds of each program of a stage at this pace, on made-up inputs.
 
@@ -72,8 +73,9 @@ def measure_programs(
     outputs take the place of the donated inputs in the next call, so nothing is held twice.
 
     Args:
-        given: Arrays of the stage that programs may read in place of made-up ones. A program that
-            donates one gets a made-up one all the same.
+        given: Arrays of the stage that programs may read in place of made-up ones.
+        scratch: Arrays that they may also overwrite, accumulators say; what they left is put back.
+            What a program donates and is not here is made up.
 
     A large `update` is not run: its inputs would be a second copy of parameters and optimizer
     state, more than training needs. It moves every byte once, so its bytes by this device's own
@@ -87,7 +89,9 @@ def measure_programs(
             moved_bytes = sum(leaf.size_bytes for leaf in (*program.inputs, *program.outputs))
             seconds["update"] = moved_bytes / _stream_bytes_per_s(pace, repeats)
             continue
-        seconds[program.name] = _measure_program(loaded, program, pace, repeats, given or {})
+        seconds[program.name] = _measure_program(
+            loaded, program, pace, repeats, given or {}, {} if scratch is None else scratch
+        )
     return seconds
 
 
@@ -97,17 +101,18 @@ def _measure_program(
     pace: Pace,
     repeats: int,
     given: Mapping[Key, Any],
+    scratch: dict[Key, Any],
 ) -> float:
     import jax
 
     rng = np.random.default_rng(0)
     donated = {program.inputs[i].key for i in program.donate}
-    env = {
-        spec.key: given[spec.key]
-        if spec.key in given and spec.key not in donated
-        else jax.device_put(_sample(spec, rng))
-        for spec in program.inputs
-    }
+    usable = {**{key: value for key, value in given.items() if key not in donated}, **scratch}
+    env = {}
+    for spec in program.inputs:
+        known = usable.get(spec.key)
+        env[spec.key] = jax.device_put(_sample(spec, rng)) if known is None else known
+    del usable
     times = []
     for repeat in range(repeats + 1):
         timed = pace.run(lambda: loaded.run(program.name, env))
@@ -120,6 +125,9 @@ def _measure_program(
                 spec = next(leaf for leaf in program.inputs if leaf.key == key)
                 back = jax.device_put(_sample(spec, rng))
             env[key] = back
+            if key in scratch:
+                scratch[key] = back
+            del back
         del timed
     return statistics.median(times)
 

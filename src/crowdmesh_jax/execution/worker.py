@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import BundleError, DataError, ProtocolError
 from ..programs import LoadedStage
 from ..programs.manifest import LeafSpec, StageManifest
+from .pace import Pace, measure_programs
 
 Key = tuple[str, str, str]
 Array = Any
@@ -262,10 +263,24 @@ class StageWorker:
         arrays = {**self._resident, **self._state}
         return {k: np.asarray(v) for k, v in arrays.items() if k[0] != "borrowed"}
 
-    @property
-    def readable(self) -> Mapping[Key, Array]:
-        """Parameters, optimizer state, statistics and accumulators, to be read and not kept."""
-        return {**self._resident, **self._state, **self._gradients}
+    def measure(self, pace: Pace, repeats: int) -> Mapping[str, float]:
+        """Median seconds of each program, between two steps; see `measure_programs`.
+
+        Programs read the stage's own arrays and overwrite its accumulators, which then start at
+        zero again.
+        """
+        scratch, self._gradients = self._gradients, {}
+        try:
+            return measure_programs(
+                self.loaded,
+                pace,
+                repeats=repeats,
+                given={**self._resident, **self._state},
+                scratch=scratch,
+            )
+        finally:
+            scratch.clear()
+            self._begin_step()
 
     def _scalars(self, microbatch: int) -> dict[Key, Any]:
         return {

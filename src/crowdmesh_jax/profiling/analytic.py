@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +15,12 @@ import jax
 from ..core.crowd import Crowd
 from ..core.profile import LayerProfile, LayerSeconds, ModelProfile
 from ..export.chain import Carry, build_chain
-from ..model import TrainingJob
+from ..model import Layer, LayerSpecs, TrainingJob
 from ..model.trees import count, key_text, size_bytes
+from .cache import default_cache_dir
 from .costs import Counter, LayerCosts
 from .measure import calibrate as measure_rate
-from .measure import measure_layers
+from .measure import compiled_temp_bytes, measure_layers
 
 PyTree = Any
 
@@ -30,6 +32,8 @@ def profile(
     *,
     calibrate: bool = False,
     measure: bool = False,
+    memory: bool = False,
+    cache_dir: str | Path | None = "default",
 ) -> ModelProfile:
     """Per layer flops and bytes of one microbatch; by default nothing is compiled or run.
 
@@ -41,6 +45,11 @@ def profile(
         calibrate: Measure this machine's speed, and take it, times `speed`, for each device that
             a launcher would start here (those without an address).
         measure: Run each layer here instead and take its seconds, divided by `speed`, for these.
+            Agents do not measure their own: one that is emulated here has this processor.
+        memory: Compile each layer and take what XLA says that it needs while it runs; `measure`
+            does so too. Otherwise it is estimated from the sizes of arrays.
+        cache_dir: Where measured layers are kept between calls; None: nowhere. Times of another
+            machine are refused, with a warning, and measured again.
 
     Raises:
         ModelError, JobError: As `TrainingJob.check`.
@@ -69,9 +78,11 @@ def profile(
             gradient_bytes=_carry_bytes(after, active_only=True),
             residual_bytes=_residual_bytes(cost, row.y, following),
             parameter_count=count(row.params),
+            temp_bytes=_temp_bytes(row, after),
+            borrows=_borrows(layer, row.borrowed),
         )
-        for row, cost, after, following in zip(
-            specs.layers, costs, carries[1:], [*costs[1:], None], strict=True
+        for layer, row, cost, after, following in zip(
+            job.model.layers, specs.layers, costs, carries[1:], [*costs[1:], None], strict=True
         )
     )
     made = ModelProfile(
@@ -85,14 +96,43 @@ def profile(
     )
     local = {device.id: device.speed for device in crowd.devices if device.address is None}
     if measure:
-        own = measure_layers(job, example_batch)
-        seconds = {device: _at_speed(own, speed) for device, speed in local.items()}
+        folder = default_cache_dir() if cache_dir == "default" else cache_dir
+        own = measure_layers(job, example_batch, cache_dir=None if folder is None else Path(folder))
+        seconds = {device: _at_speed(own.seconds, speed) for device, speed in local.items()}
+        made = with_temp_bytes(made, own.temp_bytes, own.update_temp_bytes)
         return dataclasses.replace(made, seconds=seconds, source="measured")
+    if memory:
+        made = with_temp_bytes(made, *compiled_temp_bytes(job, inputs))
     if calibrate:
         own = _predicted(layers, measure_rate())
         seconds = {device: _at_speed(own, speed) for device, speed in local.items()}
         return dataclasses.replace(made, seconds=seconds)
     return made
+
+
+def with_temp_bytes(
+    profile: ModelProfile, layers: Sequence[int], update_bytes: int
+) -> ModelProfile:
+    """The profile with the compiler's figures, the update's shared out by parameters."""
+    total = max(sum(layer.parameter_count for layer in profile.layers), 1)
+    changed = tuple(
+        dataclasses.replace(
+            layer,
+            temp_bytes=temp_bytes,
+            update_temp_bytes=update_bytes * layer.parameter_count // total,
+        )
+        for layer, temp_bytes in zip(profile.layers, layers, strict=True)
+    )
+    return dataclasses.replace(profile, layers=changed, memory_source="compiled")
+
+
+def _temp_bytes(row: LayerSpecs, after: Carry) -> int:
+    """An estimate: new gradients before they are added up, and an output and its cotangent."""
+    return size_bytes(row.params) + 2 * _carry_bytes(after, active_only=False)
+
+
+def _borrows(layer: Layer, borrowed: PyTree) -> tuple[tuple[str, int], ...]:
+    return tuple((owner, size_bytes(borrowed[k])) for k, (owner, _) in layer.borrows.items())
 
 
 def optimizer_sizes(optimizer: Any, params: Mapping[str, PyTree]) -> tuple[dict[str, int], int]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +23,10 @@ from ..core.profile import LayerSeconds
 from ..export.chain import build_chain
 from ..model import TrainingJob
 from ..model.randomness import layer_key
-from ..model.trees import count, get_leaf
-from .costs import LayerTrace, split_leaves, trace_layer
+from ..model.trees import count
+from .cache import LayerMeasure, ProfileCache, open_cache
+from .compiled import LayerPrograms, UpdateProgram
+from .costs import trace_layer
 
 PyTree = Any
 MATRIX = 256
@@ -80,67 +84,125 @@ def crowd_with_calibration(crowd: Crowd, flops_per_s: float) -> Crowd:
     return Crowd(devices=devices, links=crowd.links, default_link=crowd.default_link)
 
 
-def measure_layers(
-    job: TrainingJob, example_batch: tuple[PyTree, PyTree], *, seconds_per_layer: float = 0.1
-) -> tuple[LayerSeconds, ...]:
-    """Seconds of each layer on this machine, one microbatch: forward, backward, and its update.
+@dataclass(frozen=True, slots=True)
+class MeasuredLayers:
+    """What this machine found of a model, in the order of its layers."""
 
-    Makes the parameters, and compiles each layer twice. The update is timed for the whole model
-    and shared out by parameters.
+    seconds: tuple[LayerSeconds, ...]
+    temp_bytes: tuple[int, ...]
+    """See `LayerProfile.temp_bytes`."""
+    update_temp_bytes: int
+    """Of the whole model's update."""
+
+
+def measure_layers(
+    job: TrainingJob,
+    example_batch: tuple[PyTree, PyTree],
+    *,
+    seconds_per_layer: float = 0.1,
+    cache_dir: Path | None = None,
+) -> MeasuredLayers:
+    """Runs each layer on this machine, one microbatch: forward, backward, and its update.
+
+    Layers of equal programs are measured once, on made-up parameters and inputs: no weights are
+    made. The update is timed for the whole model and shared out by parameters.
+
+    Args:
+        cache_dir: Where measures are kept between calls (`profiling.cache`); None: nowhere. What
+            is found there is neither compiled nor run.
     """
     inputs_spec, _ = job.microbatch_specs(example_batch)
     specs = job.model.specs(inputs_spec)
-    carries = build_chain(job.model, inputs_spec).carries
-    params, state = job.model.init(job.seed, inputs_spec)
-    rows = job.microbatch_size
-    x = jax.tree.map(lambda leaf: jnp.asarray(leaf[:rows]), example_batch[0])
+    cache = open_cache(cache_dir) or ProfileCache(Path())
+    found = []
+    for programs in layer_programs(job, inputs_spec):
+        measure = cache.get(programs.key)
+        if measure is None:
+            measure = _time_layer(programs, seconds_per_layer)
+            cache.put(programs.key, measure)
+        found.append(measure)
+    update = UpdateProgram.of(job.optimizer, specs.params)
+    measure = cache.get(update.key)
+    if measure is None:
+        run_s = _time_update(update, seconds_per_layer)
+        measure = LayerMeasure(forward_s=run_s, backward_s=0.0, temp_bytes=update.temp_bytes)
+        cache.put(update.key, measure)
+    if cache_dir is not None:
+        cache.save()
     total = max(specs.parameter_count, 1)
-    update_s = _update_s(job, params, seconds_per_layer)
-    measured = []
+    return MeasuredLayers(
+        seconds=tuple(
+            LayerSeconds(
+                forward_s=each.forward_s,
+                backward_s=each.backward_s,
+                update_s=measure.forward_s * count(row.params) / total,
+            )
+            for each, row in zip(found, specs.layers, strict=True)
+        ),
+        temp_bytes=tuple(each.temp_bytes for each in found),
+        update_temp_bytes=measure.temp_bytes,
+    )
+
+
+def compiled_temp_bytes(job: TrainingJob, inputs_spec: PyTree) -> tuple[tuple[int, ...], int]:
+    """What XLA says that each layer, and the whole update, need while they run. Runs nothing."""
+    known: dict[str, int] = {}
+    layers = []
+    for programs in layer_programs(job, inputs_spec):
+        if programs.key not in known:
+            known[programs.key] = programs.temp_bytes
+        layers.append(known[programs.key])
+    params = job.model.specs(inputs_spec).params
+    return tuple(layers), UpdateProgram.of(job.optimizer, params).temp_bytes
+
+
+def layer_programs(job: TrainingJob, inputs_spec: PyTree) -> Iterator[LayerPrograms]:
+    """The programs of each layer, lowered and not compiled."""
+    specs = job.model.specs(inputs_spec)
+    carries = build_chain(job.model, inputs_spec).carries
     for index, (layer, row) in enumerate(zip(job.model.layers, specs.layers, strict=True)):
         before, after = carries[index], carries[index + 1]
         x_active = before.active[: len(before.leaves)]
         y_active = after.active[: len(after.leaves)]
-        own: Any = params[layer.name]
-        if layer.borrows:
-            borrowed = {k: get_leaf(params[o], path) for k, (o, path) in layer.borrows.items()}
-            own = {**own, **borrowed}
-        trace = trace_layer(layer, row, x_active, y_active)
-        chosen, others = split_leaves(x, x_active)
-        key = layer_key(job.seed, 0, 0, index)
-        given = (own, chosen, others, state[layer.name], key)
-        forward_s, backward_s, outputs = _time_layer(trace, given, seconds_per_layer)
-        share = count(row.params) / total
-        measured.append(
-            LayerSeconds(forward_s=forward_s, backward_s=backward_s, update_s=update_s * share)
-        )
-        active, rest = (iter(part) for part in outputs)
-        leaves = [next(active) if on else next(rest) for on in y_active]
-        x = jax.tree.unflatten(jax.tree.structure(row.y), leaves)
-    return tuple(measured)
+        yield LayerPrograms.of(trace_layer(layer, row, x_active, y_active))
 
 
-def _time_layer(trace: LayerTrace, given: tuple[Any, ...], seconds: float) -> Any:
-    forward = jax.jit(trace.forward)
-    (out, aux), (rest, after), vjp = forward(*given)
-    del after
-    forward_s = _median_s(lambda: forward(*given), seconds / 2)
-    if not (jax.tree.leaves(given[0]) or given[1]):
-        return forward_s, 0.0, (out, rest)
-    backward = jax.jit(trace.backward)
-    dy = jax.tree.map(jnp.ones_like, (out, aux))
-    return forward_s, _median_s(lambda: backward(vjp, dy), seconds / 2), (out, rest)
+def _time_layer(programs: LayerPrograms, seconds: float) -> LayerMeasure:
+    given = made_up(programs.trace.forward_inputs)
+    (out, aux), _, vjp = programs.forward(*given)
+    forward_s = _median_s(lambda: programs.forward(*given), seconds / 2)
+    backward_s = 0.0
+    if programs.backward is not None:
+        dy = jax.tree.map(jnp.ones_like, (out, aux))
+        backward_s = _median_s(lambda: programs.backward(vjp, dy), seconds / 2)
+    return LayerMeasure(forward_s=forward_s, backward_s=backward_s, temp_bytes=programs.temp_bytes)
 
 
-def _update_s(job: TrainingJob, params: PyTree, seconds: float) -> float:
-    def update(params: PyTree, grads: PyTree, state: PyTree) -> Any:
-        updates, state = job.optimizer.update(grads, state, params)
-        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), state
+def _time_update(update: UpdateProgram, seconds: float) -> float:
+    params, state, grads = made_up(update.inputs)
 
-    run = jax.jit(update)
-    state = job.optimizer.init(params)
-    grads = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3, p.dtype), params)
-    return _median_s(lambda: run(params, grads, state), seconds)
+    def run() -> Any:
+        # What is donated comes back: the state is in memory once.
+        nonlocal params, state
+        params, state = update.compiled(params, state, grads)
+        return params
+
+    return _median_s(run, seconds)
+
+
+def made_up(specs: PyTree) -> PyTree:
+    """Arrays of the specs' shapes, with values that keep a program on its usual path."""
+    rng = np.random.default_rng(0)
+
+    def make(spec: Any) -> Any:
+        if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
+            return layer_key(0, 0, 0, 0)
+        if not jnp.issubdtype(spec.dtype, jnp.inexact):
+            return jnp.zeros(spec.shape, spec.dtype)
+        # Positive: variances and second moments are among them.
+        return jnp.asarray(0.02 + 0.01 * rng.random(spec.shape, np.float32), spec.dtype)
+
+    return jax.tree.map(make, specs)
 
 
 def _median_s(run: Callable[[], Any], seconds: float, *, least: int = 3) -> float:

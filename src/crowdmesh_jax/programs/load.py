@@ -44,8 +44,14 @@ class LoadedProgram:
         self._where = where
         self._max_bytes = max_bytes
         self._input_keys = tuple(leaf.key for leaf in spec.inputs)
-        self._output_keys = tuple(leaf.key for leaf in spec.outputs)
-        self._jitted = jax.jit(call, donate_argnums=spec.donate)
+        order = output_order(spec)
+        self._output_keys = tuple(spec.outputs[index].key for index in order)
+
+        def ordered(*arrays: Array) -> tuple[Array, ...]:
+            results = call(*arrays)
+            return tuple(results[index] for index in order)
+
+        self._jitted = jax.jit(ordered, donate_argnums=spec.donate)
         self._call: Callable[..., Any] | None = None
         self.compile_s: float | None = None
         """Seconds that compiling took; None until compiled."""
@@ -108,6 +114,19 @@ class ProgramCache:
         self._programs[spec, max_bytes] = program
         while len(self._programs) > self._limit:
             del self._programs[next(iter(self._programs))]
+
+
+def output_order(spec: ProgramSpec) -> list[int]:
+    """Outputs that have a donated input's key first, in the order of those inputs.
+
+    JAX pairs donated buffers with outputs of the same shape in order of appearance. A parameter
+    written over Adam's moment must wait until the moment was read: XLA then holds everything twice
+    (an update's temporaries were twice the parameters, now nothing).
+    """
+    place = {spec.inputs[index].key: rank for rank, index in enumerate(spec.donate)}
+    last = len(place)
+    keys = [leaf.key for leaf in spec.outputs]
+    return sorted(range(len(keys)), key=lambda index: (place.get(keys[index], last), index))
 
 
 class LoadedStage:

@@ -126,6 +126,7 @@ def breakdown_line(memory: MemoryBreakdown, in_flight: int) -> str:
         ("snapshots", memory.snapshot_bytes),
         ("logs", memory.log_bytes),
         ("hosted", memory.hosted_bytes),
+        ("running programs", memory.working_bytes),
     )
     return " + ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
 
