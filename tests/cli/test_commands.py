@@ -134,6 +134,24 @@ def test_profile_shows_each_layer(capsys):
     assert all(name in text for name in names)
 
 
+def test_profile_compares_predicted_with_measured_layer_by_layer(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    argv = ("profile", "mlp", "--speeds", "1,0.5", "--measure", "--batch-size", "16")
+    (told,) = _lines(capsys, *argv, "--json")
+    assert told["source"] == "measured"
+    assert told["memory_source"] == "compiled"
+    assert [row["name"] for row in told["compared"]] == [row["name"] for row in told["layers"]]
+    for row, seconds in zip(told["compared"], told["seconds"]["device-0"], strict=True):
+        assert row["measured_s"] == pytest.approx(seconds["forward_s"] + seconds["backward_s"])
+        assert row["ratio"] == pytest.approx(row["measured_s"] / row["predicted_s"])
+        assert row["bound"] in ("arithmetic", "memory", "call")
+        assert row["why"]
+    assert main(argv) == 0, "the second time from the cache"
+    text = capsys.readouterr().out
+    assert "predicted" in text
+    assert "all layers: predicted" in text
+
+
 @pytest.mark.parametrize(
     ("argv", "kind", "told"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from ..core import Crowd, LayerSeconds, ModelProfile, values
 from .console import format_count, format_seconds, print_json, print_table
 from .inputs import (
     add_crowd_arguments,
@@ -16,11 +18,15 @@ from .inputs import (
     read_crowd,
 )
 
+if TYPE_CHECKING:
+    from ..profiling import LayerComparison
+
 HELP = "show flops, bytes and seconds of each layer of a model"
 EXAMPLES = """\
 examples:
   crowdmesh profile lenet                       one microbatch of 8 rows, four emulated devices
   crowdmesh profile mlp --batch-size 256 --microbatches 4 --speeds 1,0.1
+  crowdmesh profile lenet --measure             predicted against measured, the worst layers named
   crowdmesh profile lenet --crowd crowd.toml --json > profile.json
 """
 
@@ -39,8 +45,16 @@ def run(arguments: argparse.Namespace) -> None:
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
     profiled = profile_of(arguments, job, crowd, example_batch(entry, arguments.batch_size))
+    compared = _compare(profiled, crowd) if arguments.measure else None
     if arguments.json:
-        print_json(profiled)
+        told = values.to_plain(profiled)
+        if compared is not None:
+            from ..profiling import why
+
+            told["compared"] = [
+                {**values.to_plain(row), "ratio": row.ratio, "why": why(row)} for row in compared
+            ]
+        print_json(told)
         return
     devices = [device.id for device in crowd.devices]
     seconds = {device: profiled.layer_seconds(crowd, device) for device in devices}
@@ -67,3 +81,48 @@ def run(arguments: argparse.Namespace) -> None:
         f" {profiled.microbatches} per step; seconds forward and backward, {profiled.source}"
     )
     print_table(columns, rows, right=columns[1:])
+    if compared:
+        _print_comparison(compared)
+
+
+def _compare(profile: ModelProfile, crowd: Crowd) -> tuple[LayerComparison, ...]:
+    """Predicted against measured at this machine's own speed; empty if no device is here."""
+    from ..profiling import calibrate_machine, compare_layers
+
+    here = next((device for device in crowd.devices if device.id in profile.seconds), None)
+    if here is None:
+        return ()
+    own = [
+        LayerSeconds(
+            forward_s=row.forward_s * here.speed,
+            backward_s=row.backward_s * here.speed,
+            update_s=row.update_s * here.speed,
+        )
+        for row in profile.seconds[here.id]
+    ]
+    return compare_layers(profile, own, calibrate_machine())
+
+
+def _print_comparison(rows: tuple[LayerComparison, ...]) -> None:
+    from ..profiling import why, worst_layers
+
+    print("this machine at its own speed, forward and backward: predicted from its rates, measured")
+    table = [
+        (
+            row.name,
+            format_seconds(row.predicted_s),
+            format_seconds(row.measured_s),
+            f"{row.ratio:.2f}",
+            row.bound,
+        )
+        for row in rows
+    ]
+    columns = ("layer", "predicted", "measured", "ratio", "bound by")
+    print_table(columns, table, right=columns[1:4])
+    predicted_s, measured_s = sum(r.predicted_s for r in rows), sum(r.measured_s for r in rows)
+    print(
+        f"all layers: predicted {format_seconds(predicted_s)}, measured"
+        f" {format_seconds(measured_s)} ({measured_s / predicted_s:.2f})"
+    )
+    for row in worst_layers(rows):
+        print(f"worst  {row.name}: {row.ratio:.2f} of the prediction; {why(row)}")

@@ -19,8 +19,8 @@ from ..model import Layer, LayerSpecs, TrainingJob
 from ..model.trees import count, key_text, size_bytes
 from .cache import default_cache_dir
 from .costs import Counter, LayerCosts
-from .measure import calibrate as measure_rate
-from .measure import compiled_temp_bytes, measure_layers
+from .measure import calibrate_machine, compiled_temp_bytes, measure_layers
+from .roofline import predict_layers
 
 PyTree = Any
 
@@ -42,8 +42,9 @@ def profile(
     Args:
         example_batch: (inputs, targets) of one step; only shapes and dtypes count, but for
             `measure`.
-        calibrate: Measure this machine's speed, and take it, times `speed`, for each device that
-            a launcher would start here (those without an address).
+        calibrate: Measure this machine's arithmetic, memory and calls for a second or two, and
+            predict from them (`roofline`), divided by `speed`, for each device that a launcher
+            would start here (those without an address).
         measure: Run each layer here instead and take its seconds, divided by `speed`, for these.
             Agents do not measure their own: one that is emulated here has this processor.
         memory: Compile each layer and take what XLA says that it needs while it runs; `measure`
@@ -104,7 +105,7 @@ def profile(
     if memory:
         made = with_temp_bytes(made, *compiled_temp_bytes(job, inputs))
     if calibrate:
-        own = _predicted(layers, measure_rate())
+        own = predict_layers(made, calibrate_machine())
         seconds = {device: _at_speed(own, speed) for device, speed in local.items()}
         return dataclasses.replace(made, seconds=seconds)
     return made
@@ -186,17 +187,6 @@ def _residual_bytes(cost: LayerCosts, y: PyTree, following: LayerCosts | None) -
             jax.tree.leaves(y), cost.kept_outputs, following.reads_input, strict=True
         )
         if read and not kept
-    )
-
-
-def _predicted(layers: Sequence[LayerProfile], flops_per_s: float) -> tuple[LayerSeconds, ...]:
-    return tuple(
-        LayerSeconds(
-            forward_s=layer.forward_flops / flops_per_s,
-            backward_s=layer.backward_flops / flops_per_s,
-            update_s=4.0 * layer.parameter_count / flops_per_s,
-        )
-        for layer in layers
     )
 
 

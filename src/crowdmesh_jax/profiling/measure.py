@@ -27,9 +27,12 @@ from ..model.trees import count
 from .cache import LayerMeasure, ProfileCache, open_cache
 from .compiled import LayerPrograms, UpdateProgram
 from .costs import trace_layer
+from .roofline import Calibration
 
 PyTree = Any
 MATRIX = 256
+STREAMED_FLOATS = 4 * 2**20
+"""16 MB an array: beyond a cache."""
 IMAGES, SIDE, CHANNELS, WINDOW = 8, 16, 32, 3
 
 
@@ -68,6 +71,24 @@ def calibrate(*, seconds: float = 0.5) -> float:
         took = _median_s(lambda run=run, given=arguments: run(*given), seconds / len(mixes))
         per_flop.append(took / flops)
     return 1.0 / statistics.fmean(per_flop)
+
+
+def calibrate_machine(*, seconds: float = 1.0) -> Calibration:
+    """What this machine can do: `calibrate`, the rate of streaming, the cost of a call.
+
+    Args:
+        seconds: For all three together, without compilation (about two seconds more).
+    """
+    one = jnp.ones(STREAMED_FLOATS, jnp.float32)
+    two = jnp.full(STREAMED_FLOATS, 2.0, jnp.float32)
+    blend = jax.jit(lambda a, b: 0.9 * a + 0.1 * b)
+    tiny = jnp.ones(8, jnp.float32)
+    add = jax.jit(lambda x: x + 1.0)
+    return Calibration(
+        flops_per_s=calibrate(seconds=seconds / 2),
+        bytes_per_s=3 * one.nbytes / _median_s(lambda: blend(one, two), seconds / 4),
+        call_s=_median_s(lambda: add(tiny), seconds / 4),
+    )
 
 
 def crowd_with_calibration(crowd: Crowd, flops_per_s: float) -> Crowd:
