@@ -68,7 +68,7 @@ def test_equal_layers_are_measured_once(tmp_path, runs):
 def test_another_jaxlib_is_another_measurement(tmp_path, runs, monkeypatch):
     measured(tmp_path)
     runs.clear()
-    monkeypatch.setattr("jaxlib.__version__", "9.9.9")
+    monkeypatch.setattr("jaxlib.version.__version__", "9.9.9")
     measured(tmp_path)
     assert runs
 

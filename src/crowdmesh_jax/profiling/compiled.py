@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 
 from ..model.trees import size_bytes
 from .costs import LayerTrace
@@ -117,7 +117,7 @@ class UpdateProgram:
 
 
 def _key(*lowered: Any) -> str:
-    digest = hashlib.sha256(jaxlib.__version__.encode())
+    digest = hashlib.sha256(jaxlib.version.__version__.encode())
     for program in lowered:
         digest.update(b"\0" if program is None else program.as_text().encode())
     return digest.hexdigest()
