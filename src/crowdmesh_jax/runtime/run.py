@@ -56,6 +56,15 @@ class StageInstall:
     extra: Mapping[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    arrays: Mapping[Key, np.ndarray] = field(repr=False)
+    reason: str
+    """Why it stopped before its last step; empty if it did not."""
+
+
 class Run:
     """One run from Start to Complete or HaltRun.
 
@@ -109,10 +118,10 @@ class Run:
         self._extras = {index: install.extra for index, install in enumerate(installs)}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
-        self._result: asyncio.Future[dict[Key, np.ndarray]] | None = None
+        self._result: asyncio.Future[Outcome] | None = None
         self._final: dict[Key, np.ndarray] = {}
 
-    async def run(self) -> dict[Key, np.ndarray]:
+    async def run(self) -> Outcome:
         """Trains; returns all arrays of the final version.
 
         Raises:
@@ -244,19 +253,19 @@ class Run:
                 logger.error("refused: %s", fault.text)
                 if is_stranger:
                     self._crew.transport.disconnect(sender, fault.text)
-            case ev.Complete(version=version):
-                self._spawn(self._complete(version), "result")
+            case ev.Complete():
+                self._spawn(self._complete(action), "result")
             case ev.HaltRun(fault=fault):
                 self._end(fault.error())
 
-    def _end(self, error: CrowdMeshError | None) -> None:
+    def _end(self, result: Outcome | CrowdMeshError) -> None:
         assert self._result is not None
         if self._result.done():
             return
-        if error is None:
-            self._result.set_result(self._final)
+        if isinstance(result, Outcome):
+            self._result.set_result(result)
         else:
-            self._result.set_exception(error)
+            self._result.set_exception(result)
 
     def _send(self, action: ev.SendMessage) -> None:
         message = action.message
@@ -316,12 +325,17 @@ class Run:
         self._free(action.version)
         self._put(ev.BestWritten(version=action.version))
 
-    async def _complete(self, version: int) -> None:
-        if not self._final:  # it stopped before the last step: the result is its checkpoint
-            kept = await asyncio.to_thread(self._folder.load_checkpoint)
-            assert kept.version == version, "nothing is written after a stop"
-            self._final = dict(kept.arrays)
-        self._end(None)
+    async def _complete(self, action: ev.Complete) -> None:
+        arrays = self._final
+        if not arrays:  # it stopped before the last step: the result is its checkpoint
+            try:
+                kept = await asyncio.to_thread(self._folder.load_checkpoint)
+            except CrowdMeshError as exc:
+                self._end(exc)  # the machine is done: nobody else would end the run
+                return
+            assert kept.version == action.version, "nothing is written after a stop"
+            arrays = dict(kept.arrays)
+        self._end(Outcome(arrays=arrays, reason=action.reason))
 
     async def _send_rows(self, device: str, step: int, of: str) -> None:
         """Answers a device that holds no copy of the source."""
