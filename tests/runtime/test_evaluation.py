@@ -153,6 +153,10 @@ def mlp_rows(rows, **change):
         ),
         (({"x": np.zeros((4, 6), np.float32)}, np.zeros(4, np.int32)), errors.DataError, "PyTree"),
         (family("mlp").source(), errors.DataError, r"use cm.Evaluation\(source, batches="),
+        (
+            mlp_rows(4, targets=np.array([0, 1, 9, 2], np.int32)), errors.DataError,
+            r"evaluation targets: .*9",
+        ),
         ("test", errors.DataError, "must be a data source, .* got str"),
     ],
 )  # fmt: skip

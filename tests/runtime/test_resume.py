@@ -141,7 +141,7 @@ def test_the_best_of_before_stays_until_it_is_beaten(crew, job_and_data, folder)
 
 def test_a_loss_that_is_not_finite_after_going_on_halts_as_ever(crew, job_and_data, folder):
     job, data = job_and_data
-    inputs = data.inputs * np.float32(1e30)
+    inputs = np.full_like(data.inputs, np.inf)
     wild = cm.ArraySource(inputs, data.targets, 8)
     with pytest.raises(errors.NonFiniteLossError, match=r"step [5-8]"):
         train(crew, job, wild, steps=9, resume=folder)

@@ -125,6 +125,10 @@ def train(
     job.check(inputs_spec, targets_spec)
     job.check_targets(inputs_spec, *known_targets(data, example))
     evaluation = prepare_evaluation(evaluate, job, inputs_spec, targets_spec)
+    if evaluation is not None:
+        held_out = evaluation.source
+        known, where = known_targets(held_out, held_out.batch(0))
+        job.check_targets(inputs_spec, known, f"evaluation {where}")
     rule = best_rule(keep_best, job)
     if rule is not None and evaluation is None:
         raise JobError("keep_best needs an evaluation: give evaluate=")
