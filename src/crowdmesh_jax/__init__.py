@@ -58,14 +58,19 @@ if TYPE_CHECKING:
     from .reference import reference as reference
     from .report import Report as Report
     from .report import report as report
+    from .runtime import BestEvent as BestEvent
     from .runtime import CheckpointEvent as CheckpointEvent
     from .runtime import Crew as Crew
     from .runtime import DeviceEvent as DeviceEvent
+    from .runtime import Evaluation as Evaluation
+    from .runtime import EvaluationEvent as EvaluationEvent
     from .runtime import MeasuredEvent as MeasuredEvent
     from .runtime import PhaseEvent as PhaseEvent
     from .runtime import StepEvent as StepEvent
     from .runtime import TrainResult as TrainResult
+    from .runtime import callbacks as callbacks
     from .runtime import launch as launch
+    from .runtime import restore as restore
     from .runtime import train as train
     from .solvers import PartitionProblem as PartitionProblem
     from .solvers import PartitionResult as PartitionResult
@@ -89,13 +94,14 @@ _ROOM_NAMES = {
     "reference": "reference",
     "report": "Report report",
     "runtime": (
-        "CheckpointEvent Crew DeviceEvent MeasuredEvent PhaseEvent StepEvent TrainResult launch"
-        " train"
+        "BestEvent CheckpointEvent Crew DeviceEvent Evaluation EvaluationEvent MeasuredEvent"
+        " PhaseEvent StepEvent TrainResult launch restore train"
     ),
     "solvers": "PartitionProblem PartitionResult partition solve",
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}
 _MODULES = {
+    "callbacks": "runtime.callbacks",
     "data": "data",
     "errors": "errors",
     "losses": "model.losses",

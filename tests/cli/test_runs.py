@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,12 +54,51 @@ def test_json_tells_events_and_the_result(capsys, folder):
     assert {"phase", "device", "measured", "checkpoint"} <= {event["event"] for event in told}
 
 
+def test_a_run_is_evaluated_and_goes_on_with_the_options_that_its_folder_remembers(capsys, folder):
+    options = ["--evaluate-every", "2", "--keep-best", "loss", "--batch-size", "32"]
+    assert main([*TRAIN, "--steps", "3", "--transport", "memory", *options]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"evaluated at step 2  loss \d\.\d+  accuracy \d\.\d+  \(360 rows\)", text)
+    assert re.search(r"best so far: step 2  loss \d", text)
+    run = folder / "runs" / "mine"
+    assert f"kept in {run}/best" in text
+    resume = ["train", "--resume", "runs/mine", "--transport", "memory"]
+    assert main(resume) == 2
+    assert "nothing to do" in capsys.readouterr().err
+    assert main([*resume, "--steps", "4", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["step"] for event in told if event["event"] == "step"] == [3]
+    assert [event["version"] for event in told if event["event"] == "evaluation"] == [4]
+    assert told[-1]["steps"] == 4
+    assert not [event for event in told if event["event"] == "plan"], "its own plan fits"
+    assert main([*resume, "--steps", "9", "--seed", "3"]) == 2
+    assert "seed: 0 in the checkpoint, 3 in this job" in capsys.readouterr().err
+
+
+def test_options_that_ask_for_nothing_sensible_are_told(capsys, folder):
+    for arguments, text in [
+        (["train"], "which model?"),
+        (["train", "--resume", "nowhere"], "no such run folder"),
+        ([*TRAIN, "--evaluate-every", "0"], "--evaluate-every must be >= 1"),
+        ([*TRAIN, "--keep-best", "f1:max"], "no metric 'f1'"),
+    ]:
+        assert main([*arguments, "--transport", "memory"]) == 2
+        assert text in capsys.readouterr().err
+
+
 def test_the_live_view_has_a_row_per_device():
     from rich.console import Console
 
     from crowdmesh_jax.cli.live import LiveView
     from crowdmesh_jax.core import Crowd
-    from crowdmesh_jax.runtime import DeviceEvent, MeasuredEvent, StepEvent
+    from crowdmesh_jax.runtime import (
+        BestEvent,
+        CheckpointEvent,
+        DeviceEvent,
+        EvaluationEvent,
+        MeasuredEvent,
+        StepEvent,
+    )
 
     plan = PipelinePlan.even(4, ["device-0", "device-1"], microbatches=8)
     view = LiveView(plan, Crowd.local((1.0, 0.5)))
@@ -70,6 +110,9 @@ def test_the_live_view_has_a_row_per_device():
             idle_share=0.25,
         )
     )  # fmt: skip
+    view(EvaluationEvent(version=6, values={"loss": 0.4, "accuracy": 0.875}, rows=352))
+    view(BestEvent(version=4, metric="accuracy", value=0.88, path=Path("best")))
+    view(CheckpointEvent(version=5, path=Path("checkpoint")))
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
         console.print(view._render())
@@ -77,7 +120,13 @@ def test_the_live_view_has_a_row_per_device():
     (row,) = [line for line in text.splitlines() if "device-1" in line]
     assert re.search(r"device-1 +2-3 +0\.5 +10 ms +20 ms +1 ms +75%", row)
     assert "device-0" in text
-    assert "step 7/10  loss 0.5000  accuracy 0.900  60 ms a step (predicted 50 ms)" in text
+    assert (
+        "step 7/10  loss 0.5000  accuracy 0.900  60 ms a step (predicted 50 ms)  180 ms left"
+        in text
+    )
+    assert "evaluated at step 6  loss 0.4000  accuracy 0.8750  (352 rows)" in text
+    assert "best so far: step 4  accuracy 0.8800" in text
+    assert "newest checkpoint: step 5" in text
 
 
 @pytest.mark.system

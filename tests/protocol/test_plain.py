@@ -16,6 +16,7 @@ from crowdmesh_jax.core.plan import PipelinePlan
 from crowdmesh_jax.core.schedule import Op, OpKind
 from crowdmesh_jax.protocol import (
     CoordinatorState,
+    EvaluationPlan,
     Fault,
     MemberState,
     Tie,
@@ -33,6 +34,9 @@ from .test_run import make_plan
 from .virtual import World
 
 st.register_type_strategy(PipelinePlan, st.just(make_plan(2, 3, "eager")))
+st.register_type_strategy(
+    EvaluationPlan, st.builds(EvaluationPlan, microbatches=st.integers(1, 9), every=st.just(2))
+)
 st.register_type_strategy(Op, st.builds(Op, st.sampled_from(OpKind), st.integers(0, 9)))
 st.register_type_strategy(float, st.floats(allow_nan=False))  # NaN is not equal to itself
 
@@ -79,7 +83,7 @@ def test_a_damaged_message_is_a_format_error_or_a_message(message, data):
         ({"kind": "Ready", "run": "r", "epoch": "1"}, "expected an integer"),
         (
             {"kind": "AskMarks", "run": "r", "epoch": 1, "marks": ["explode"]},
-            "expected 'snapshot' or 'stop' or 'finish'",
+            "expected 'evaluate' or 'snapshot' or 'stop' or 'finish'",
         ),
     ],
 )

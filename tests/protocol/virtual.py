@@ -32,6 +32,7 @@ from crowdmesh_jax.protocol import (
 )
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
+from crowdmesh_jax.protocol.member_evaluation import EVAL_AHEAD
 
 HUB = "hub"
 
@@ -57,9 +58,11 @@ class World:
         stages: Sequence[StageTimes] | None = None,
         cuts: Sequence[CutTimes] | None = None,
         bad_steps: dict[int, str] | None = None,
+        scores: Callable[[int], float] = float,
         **start: Any,
     ) -> None:
         self.plan, self.ties, self.bad_steps = plan, ties, bad_steps or {}
+        self.scores, self.evaluation = scores, start.get("evaluation")
         self.random = random.Random(seed)
         self.stages, self.cuts = stages, cuts  # fixed times; None: random ones
         self.now_s = 0.0
@@ -111,7 +114,7 @@ class World:
             one, other = self.plan.devices.index(sender), self.plan.devices.index(to)
             cut, down = self.cuts[min(one, other)], one < other
             latency_s = cut.forward_latency_s if down else cut.backward_latency_s
-            if isinstance(message, (messages.Forward, messages.Backward)):
+            if isinstance(message, (messages.Forward, messages.Backward, messages.EvalForward)):
                 transfer_s = cut.forward_transfer_s if down else cut.backward_transfer_s
         channel.free_s = max(self.now_s, channel.free_s) + transfer_s
         channel.last_s = max(channel.free_s + latency_s, channel.last_s)
@@ -143,10 +146,14 @@ class Hub:
     done_s: list[float] = field(default_factory=list)
     shards: dict[Slot, Any] = field(default_factory=dict)
     checkpoints: dict[int, list[Any]] = field(default_factory=dict)
+    held: dict[int, list[Any]] = field(default_factory=dict)
+    best: dict[int, list[Any]] = field(default_factory=dict)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     news: list[Any] = field(default_factory=list)
     rejects: list[me.Reject] = field(default_factory=list)
     fault: Fault | None = None
     completed: int | None = None
+    reason: str = ""
 
     def __post_init__(self) -> None:
         self.state = CoordinatorState(device=HUB, run="r1")
@@ -168,22 +175,35 @@ class Hub:
                     self.world.send(HUB, to, message, lane)
                 case me.Keep(slots=(slot,)):
                     self.shards[slot] = arrays[0]
-                case ce.WriteCheckpoint(version=version):
+                case ce.WriteCheckpoint(version=version, hold=hold):
                     stages = self.world.plan.stages
                     slots = [Slot(kind="state", step=version, layer=s.first_layer) for s in stages]
                     self.checkpoints[version] = [self.shards.pop(slot) for slot in slots]
+                    if hold:
+                        self.held[version] = self.checkpoints[version]
                     written = ce.CheckpointWritten(version=version)
                     self.world.after(self.world.delay(), lambda e=written: self.on(e))
+                case ce.WriteBest(version=version):
+                    self.best[version] = self.held.pop(version)
+                    best = ce.BestWritten(version=version)
+                    self.world.after(self.world.delay(), lambda e=best: self.on(e))
+                case ce.Forget(version=version):
+                    del self.held[version]
                 case ce.Announce(news=ce.StepShown() as news):
                     self.shown.append(news)
+                case ce.Announce(news=ce.EvaluationShown(version=version, values=values)):
+                    assert self.shown[-1].step == version - 1, "shown after its step"
+                    assert version not in self.evaluations
+                    self.evaluations[version] = dict(values)
                 case ce.Announce(news=news):
                     self.news.append(news)
                 case me.Reject():
                     self.rejects.append(action)
                 case ce.HaltRun(fault=fault):
                     self.fault = fault
-                case ce.Complete(version=version):
-                    self.completed = version
+                case ce.Complete(version=version, reason=reason):
+                    assert version in self.checkpoints
+                    self.completed, self.reason = version, reason
 
 
 @dataclass
@@ -201,6 +221,8 @@ class Member:
     history: list[Any] = field(default_factory=list)
     borrowed: dict[int, int] = field(default_factory=dict)
     """Lending layer -> version of its leaves held here."""
+    evaluated: list[Any] = field(default_factory=list)
+    """(version, microbatch) of the evaluation at work."""
     data: set[int] = field(default_factory=set)
     """Steps whose batch is here."""
     queue: deque[Any] = field(default_factory=deque)
@@ -244,6 +266,8 @@ class Member:
                 self.later(me.StageMeasured(seconds={"forward": float(repeats)}))
             case me.RequestData(step=step):
                 self.later(me.DataReady(step=step))
+            case me.RequestEvalData(version=version, microbatch=microbatch):
+                self.later(me.EvalDataReady(version=version, microbatch=microbatch))
             case me.Reject():
                 self.rejects.append(action)
             case me.Fail(fault=fault):
@@ -261,6 +285,8 @@ class Member:
         seconds = self.world.delay()
         if times is not None and isinstance(action, me.Compute):
             seconds = times.forward_s if action.kind is OpKind.FORWARD else times.backward_s
+        elif times is not None and isinstance(action, me.EvalCompute):
+            seconds = times.forward_s
         elif times is not None and isinstance(action, me.Apply):
             seconds = times.update_s
         self.free_s = max(self.world.now_s, self.free_s) + seconds
@@ -335,6 +361,25 @@ class Member:
                 assert version == self.version
                 slots[Slot(kind="state", step=version, layer=layer)] = tuple(self.history)
                 return me.Snapshotted(version=version)
+            case me.EvalCompute(version=version, microbatch=microbatch):
+                assert version == self.version, "evaluated at one version"
+                assert set(self.borrowed.values()) <= {version}, "a borrowed leaf is old"
+                assert not self.gradients, "nothing of the next step has begun"
+                at = {"step": version, "microbatch": microbatch}
+                seen = () if first else slots.pop(Slot(kind="eval_x", **at))
+                waiting = [slot for slot in slots if slot.kind == "eval_x"]
+                assert len(waiting) < EVAL_AHEAD
+                slots[Slot(kind="eval_y", **at)] = (*seen, (me_, self.version))
+                if last:
+                    assert slots[Slot(kind="eval_y", **at)] == tuple((s, version) for s in everyone)
+                self.evaluated.append((version, microbatch))
+                return me.EvalDone(version=version, microbatch=microbatch)
+            case me.FinishEvaluation(version=version):
+                count = world.evaluation.microbatches
+                assert self.evaluated[-count:] == [(version, m) for m in range(count)]
+                assert last
+                values = {"loss": world.scores(version)}
+                return me.EvaluationFinished(version=version, values=values)
         raise AssertionError(action)
 
     def check_commit(self, step: int) -> None:

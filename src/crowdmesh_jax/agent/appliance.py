@@ -24,7 +24,7 @@ from ..protocol import messages as msg
 from ..protocol.common import ROUND_TRIP, Fault, Slot
 from ..transport import GrpcTransport, Lane, PeerGone, Received, ShapedTransport, Transport
 from .compute import ComputeThread
-from .envelope import Envelope, Group, seal, unseal
+from .envelope import EVALUATION, TRAINING, Envelope, Group, seal, unseal
 from .memory import memory_use, reset_peak, trim
 from .probe import Probe, is_probe
 from .stage import HeldStage
@@ -125,13 +125,17 @@ class Appliance:
         step, error = envelope.extra.get("rows"), envelope.extra.get("error")
         if self._held is None or not isinstance(step, int):
             return
+        is_eval = envelope.extra.get("of") == EVALUATION
+        rows = self._held.eval_rows if is_eval else self._held.rows
+        if rows is None:
+            return
         if error is not None:
-            self._held.rows.failed(step, Fault(**error).error())
+            rows.failed(step, Fault(**error).error())
             return
         parts: dict[str, list[Any]] = {"inputs": [], "targets": []}
         for (_, part, _), array in (envelope.groups[0] if envelope.groups else {}).items():
             parts[part].append(array)
-        self._held.rows.arrived(step, parts)
+        rows.arrived(step, parts)
 
     def _take_probe(self, peer: str, envelope: Envelope) -> None:
         if self._held is not None:
@@ -181,6 +185,13 @@ class Appliance:
                 self._snapshot(action)
             case ev.RequestData(step=step):
                 self._spawn(self._read_rows(step), f"rows of step {step}")
+            case ev.RequestEvalData():
+                name = f"rows of evaluation microbatch {action.microbatch}"
+                self._spawn(self._read_eval_rows(action), name)
+            case ev.EvalCompute():
+                self._eval_compute(action)
+            case ev.FinishEvaluation(version=version):
+                self._finish_evaluation(version)
             case ev.LoadStage(install=install):
                 self._spawn(self._load(install, self._extra), "load")
             case ev.MeasureStage(repeats=repeats):
@@ -204,7 +215,8 @@ class Appliance:
             extra["memory"] = self._memory()
         frame = seal(Envelope(action.message, groups, extra))
         for slot in action.attach:
-            if slot.kind in ("y", "dx", "parts", "state", "tied") and not self._is_adopted(slot):
+            sent_once = ("y", "dx", "parts", "state", "tied", "eval_y")
+            if slot.kind in sent_once and not self._is_adopted(slot):
                 self._slots.pop(slot, None)
         lane = Lane(action.lane)
         if lane is Lane.BULK:
@@ -378,6 +390,35 @@ class Appliance:
 
         self._queue(("snapshot", action.version, None), held.worker.snapshot, then)
 
+    def _eval_compute(self, action: ev.EvalCompute) -> None:
+        held, microbatch = self._stage, action.microbatch
+        rows = held.eval_rows
+        assert rows is not None, "the machine evaluates only what Install brought"
+        slot = Slot(kind="eval_x", step=action.version, microbatch=microbatch)
+        if held.worker.is_first:
+            x = rows.inputs(microbatch, 0)
+        else:
+            x = list(self._slots.pop(slot).values())
+        targets = rows.targets(microbatch)[0] if held.worker.is_last else None
+
+        def then(y: list[Any]) -> ev.MemberEvent:
+            rows.drop(microbatch)
+            filled = Slot(kind="eval_y", step=action.version, microbatch=microbatch)
+            if not held.worker.is_last:
+                self._slots[filled] = dict(zip(held.y_keys, y, strict=True))
+            return ev.EvalDone(version=action.version, microbatch=microbatch)
+
+        span = ("evaluate", action.version, microbatch)
+        self._queue(span, lambda: held.worker.evaluate(x, targets), then)
+
+    def _finish_evaluation(self, version: int) -> None:
+        held = self._stage
+
+        def then(values: Mapping[str, float]) -> ev.MemberEvent:
+            return ev.EvaluationFinished(version=version, values=values)
+
+        self._queue(("evaluate", version, None), held.worker.finish_evaluation, then)
+
     async def _measure(self, repeats: int) -> None:
         """Times the programs and the way to the neighbour below; all others stand still."""
         assert self._compute is not None
@@ -406,8 +447,8 @@ class Appliance:
         arrays = dict(self._slots.pop(slot))
         life = self._life
 
-        async def ask(step: int) -> None:
-            frame = seal(Envelope(None, extra={"ask_rows": step, "run": install.run}))
+        async def ask(step: int, of: str = TRAINING) -> None:
+            frame = seal(Envelope(None, extra={"ask_rows": step, "run": install.run, "of": of}))
             await self._deliver(self.coordinator, frame, Lane.CONTROL)
 
         held = await self._compute.run(
@@ -431,6 +472,12 @@ class Appliance:
     async def _read_rows(self, step: int) -> None:
         await self._stage.rows.read(step)
         self._put(ev.DataReady(step=step))
+
+    async def _read_eval_rows(self, action: ev.RequestEvalData) -> None:
+        rows = self._stage.eval_rows
+        assert rows is not None, "the machine evaluates only what Install brought"
+        await rows.read(action.microbatch)
+        self._put(ev.EvalDataReady(version=action.version, microbatch=action.microbatch))
 
     def _take_spans(self) -> list[list[Any]]:
         spans, self._spans = self._spans, []

@@ -17,6 +17,8 @@ from ..errors import FrameError
 from ..protocol import Message, message_from_plain, message_to_plain
 from ..transport import Frame
 
+TRAINING, EVALUATION = "training", "evaluation"
+"""Of which source rows are asked and sent."""
 Key = tuple[str, str, str]
 Group = Mapping[Key, Any]
 

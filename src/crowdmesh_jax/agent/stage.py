@@ -8,21 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from ..data import source_from_spec
+from ..data import ShippableSource, source_from_spec
 from ..errors import BundleError
 from ..execution import Pace, StageWorker
 from ..programs import ProgramCache, bundle_from_arrays, load_stage
 from ..protocol import messages as msg
-from .envelope import Group, Key
+from .envelope import EVALUATION, Group, Key
 from .rows import Rows
 
 
 class HeldStage:
     """What LoadStage made. All methods but the constructor's run on the compute thread."""
 
-    def __init__(self, worker: StageWorker, rows: Rows, lending_layers: dict[str, int]) -> None:
+    def __init__(
+        self,
+        worker: StageWorker,
+        rows: Rows,
+        eval_rows: Rows | None,
+        lending_layers: dict[str, int],
+    ) -> None:
         self.worker = worker
         self.rows = rows
+        self.eval_rows = eval_rows
+        """Of the evaluation set, by microbatch; None where the run has no evaluation."""
         self.parts: dict[Key, Any] = {}
         """Of the step just finished: own and later stages', for Reduce on stage 0."""
         manifest = worker.manifest
@@ -38,7 +46,7 @@ class HeldStage:
         install: msg.Install,
         arrays: dict[Key, Any],
         extra: Mapping[str, Any],
-        ask: Callable[[int], Any],
+        ask: Callable[..., Any],
         known: ProgramCache | None = None,
     ) -> HeldStage:
         """Checks and compiles what an Install frame brought, and puts its state in place.
@@ -62,22 +70,27 @@ class HeldStage:
         ) or manifest.plan_sha256 != install.plan.digest():  # fmt: skip
             raise BundleError(f"stage {install.stage}: the bundle is for another plan")
         loaded = load_stage(bundle, cache=known)
-        loaded.compile()
+        loaded.compile(leave_out=() if install.evaluation else ("eval_forward",))
         worker = StageWorker(loaded)
         worker.install(arrays, install.base, consume=True)
-        source = None
-        if isinstance(extra.get("data"), str):
-            data = {k[1]: np.asarray(v) for k, v in arrays.items() if k[0] == "data"}
-            source = source_from_spec(json.loads(extra["data"]), data)
         rows = Rows(
             microbatches=install.plan.microbatches,
             has_inputs=worker.is_first,
             has_targets=worker.is_last,
-            source=source,
+            source=_shipped_source("data", arrays, extra),
             ask=ask,
         )
+        eval_rows = None
+        if install.evaluation is not None:
+            eval_rows = Rows(
+                microbatches=1,  # what it calls a step is a microbatch of the evaluation
+                has_inputs=worker.is_first,
+                has_targets=worker.is_last,
+                source=_shipped_source("eval_data", arrays, extra),
+                ask=lambda microbatch: ask(microbatch, EVALUATION),
+            )
         names = {name: manifest.first_layer + i for i, name in enumerate(manifest.layer_names)}
-        return cls(worker, rows, {name: names[name] for name, _ in manifest.lends})
+        return cls(worker, rows, eval_rows, {name: names[name] for name, _ in manifest.lends})
 
     @property
     def temp_bytes(self) -> tuple[int, int]:
@@ -116,3 +129,11 @@ class HeldStage:
     def measure(self, pace: Pace, repeats: int) -> dict[str, float]:
         """Median seconds of each program, alone, on made-up inputs."""
         return dict(self.worker.measure(pace, repeats))
+
+
+def _shipped_source(name: str, arrays: Group, extra: Mapping[str, Any]) -> ShippableSource | None:
+    """The copy of a source that Install brought under `name`; None: rows are asked for."""
+    if not isinstance(extra.get(name), str):
+        return None
+    data = {k[1]: np.asarray(v) for k, v in arrays.items() if k[0] == name}
+    return source_from_spec(json.loads(extra[name]), data)

@@ -9,7 +9,16 @@ import dataclasses
 from typing import Any
 
 from ..core import Crowd, PipelinePlan
-from ..runtime import CheckpointEvent, DeviceEvent, MeasuredEvent, PhaseEvent, RunEvent, StepEvent
+from ..runtime import (
+    BestEvent,
+    CheckpointEvent,
+    DeviceEvent,
+    EvaluationEvent,
+    MeasuredEvent,
+    PhaseEvent,
+    RunEvent,
+    StepEvent,
+)
 from .console import format_seconds, print_json
 
 REFRESH_PER_S = 8
@@ -33,7 +42,7 @@ class JsonView:
         fields: dict[str, Any] = {
             field.name: getattr(event, field.name) for field in dataclasses.fields(event)
         }
-        if isinstance(event, CheckpointEvent):
+        if isinstance(event, (CheckpointEvent, BestEvent)):
             fields["path"] = str(event.path)
         print_json({"event": name, **fields})
 
@@ -51,6 +60,9 @@ class LiveView:
         self._step: StepEvent | None = None
         self._step_s: float | None = None
         self._prediction_s: float | None = None
+        self._evaluation: EvaluationEvent | None = None
+        self._best: BestEvent | None = None
+        self._checkpoint: int | None = None
         self._devices: dict[str, DeviceEvent] = {}
 
     def __enter__(self) -> LiveView:
@@ -81,7 +93,14 @@ class LiveView:
                 self._devices[event.device] = event
             case StepEvent():
                 self._take_step(event)
+            case EvaluationEvent():
+                self._evaluation = event
+                self._say(_evaluation_line(event))
+            case BestEvent():
+                self._best = event
+                self._say(_best_line(event))
             case CheckpointEvent():
+                self._checkpoint = event.version
                 self._say(f"checkpoint of step {event.version}")
 
     def _predicted(self) -> str:
@@ -110,6 +129,9 @@ class LiveView:
         parts += [f"{name} {value:.3f}" for name, value in step.metrics.items()]
         if self._step_s is not None:
             parts.append(f"{format_seconds(self._step_s)} a step (predicted {self._predicted()})")
+            left = step.steps - step.step - 1
+            if left:
+                parts.append(f"{format_seconds(left * self._step_s)} left")
         return "  ".join(parts)
 
     def _render(self) -> Any:
@@ -135,7 +157,22 @@ class LiveView:
             row += [format_seconds(seconds) for seconds in times]
             table.add_row(*row, f"{busy:.0%}", ProgressBar(total=1.0, completed=busy, width=20))
         parts: list[Any] = [table, Text(self._headline())]
+        if self._evaluation is not None:
+            parts.append(Text(_evaluation_line(self._evaluation)))
+        if self._best is not None:
+            parts.append(Text(_best_line(self._best)))
+        if self._checkpoint is not None:
+            parts.append(Text(f"newest checkpoint: step {self._checkpoint}"))
         if self._step is not None:
             done = self._step.step + 1
             parts.append(ProgressBar(total=self._step.steps, completed=done, width=60))
         return Group(*parts)
+
+
+def _evaluation_line(event: EvaluationEvent) -> str:
+    values = [f"{name} {value:.4f}" for name, value in event.values.items()]
+    return "  ".join([f"evaluated at step {event.version}", *values, f"({event.rows} rows)"])
+
+
+def _best_line(event: BestEvent) -> str:
+    return f"best so far: step {event.version}  {event.metric} {event.value:.4f}"

@@ -12,6 +12,14 @@ from ..core import Crowd, PipelinePlan, values
 from ..data import ArraySource
 from ..errors import JobError
 from .console import format_seconds, print_json
+from .going_on import (
+    add_going_on_arguments,
+    complete,
+    options_to_keep,
+    own_plan,
+    read_evaluation,
+    read_keep_best,
+)
 from .inputs import (
     add_crowd_arguments,
     add_job_arguments,
@@ -37,6 +45,8 @@ examples:
   crowdmesh train lenet --data digits --steps 200
   crowdmesh train mlp --crowd crowd.toml --data mine.npz --steps 1000 --microbatches 4
   crowdmesh train lenet --plan plan.json --crowd crowd.toml   a plan kept by `crowdmesh plan`
+  crowdmesh train lenet --evaluate-every 50 --keep-best accuracy
+  crowdmesh train --resume runs/mine --steps 1000             goes on, on this crowd or another
   crowdmesh train gpt2_nano --data book.txt --learning-rate 1e-3
   crowdmesh train lenet --json | jq 'select(.event == "step") | .loss'
 """
@@ -44,7 +54,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its data, the crowd, the job and the plan."""
-    parser.add_argument("model", help="see `crowdmesh models`")
+    parser.add_argument("model", nargs="?", help="see `crowdmesh models`")
     parser.add_argument("--data", metavar="NAME|FILE", help="digits, a FILE.npz, or a text")
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="default 200")
     add_run_arguments(parser)
@@ -53,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_plan_arguments(parser)
     add_measure_argument(parser)
     parser.add_argument("--plan", metavar="FILE", help="use this plan instead of solving for one")
+    add_going_on_arguments(parser)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +77,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Plans if need be, trains, tells where the run's folder is."""
+    complete(arguments)
     if arguments.steps < 1:
         raise JobError(f"--steps must be >= 1, got {arguments.steps}")
     crowd = read_crowd(arguments)
@@ -73,7 +85,18 @@ def run(arguments: argparse.Namespace) -> None:
     job = make_job(entry, arguments)
     data = read_data(arguments.data, entry, arguments.batch_size, arguments.seed)
     plan = values.load(PipelinePlan, arguments.plan) if arguments.plan else None
-    result = run_training(arguments, job, crowd, data, plan, example_batch(entry, job.batch_size))
+    result = run_training(
+        arguments,
+        job,
+        crowd,
+        data,
+        plan,
+        example_batch(entry, job.batch_size),
+        evaluate=read_evaluation(arguments, entry),
+        keep_best=read_keep_best(arguments),
+        resume=arguments.resume,
+        notes=options_to_keep(arguments),
+    )
     if arguments.json:
         print_json(result_summary(result))
 
@@ -85,13 +108,20 @@ def run_training(
     data: ArraySource,
     plan: PipelinePlan | None,
     example: tuple[Any, Any],
+    **fields: Any,
 ) -> TrainResult:
-    """Plans (and explains), trains with a live view, and prints predicted against measured."""
+    """Plans (and explains), trains with a live view, and prints predicted against measured.
+
+    Args:
+        fields: More of `train`'s arguments.
+    """
     from ..runtime import emulate, train
     from .live import JsonView, LiveView
 
     emulation = emulate(crowd)
     solved = None
+    if plan is None and fields.get("resume"):
+        plan = own_plan(arguments, emulation.crowd)
     if plan is None:
         solved = _solve(arguments, job, emulation.crowd, example)
         plan = solved.plan
@@ -108,8 +138,11 @@ def run_training(
             name=arguments.name,
             checkpoint_every=arguments.checkpoint_every,
             on_event=view,
+            **fields,
         )
     if not arguments.json:
+        if result.best_version is not None:
+            print(f"best version {result.best_version}, kept in {result.run_dir}/best")
         print(_step_line(result))
         print(f"run folder {result.run_dir}   (trace.json opens in https://ui.perfetto.dev)")
     return result
@@ -147,10 +180,12 @@ def result_summary(result: TrainResult) -> dict[str, Any]:
     """What a finished run tells in one JSON object."""
     return {
         "event": "result",
-        "steps": len(result.losses),
+        "steps": result.first_step + len(result.losses),
         "loss": float(result.losses[-1]),
         "metrics": {name: float(np.asarray(row)[-1]) for name, row in result.metrics.items()},
         "predicted_step_s": result.predicted_step_s,
         "measured_step_s": result.measured_step_s,
+        "evaluations": result.evaluations,
+        "best_version": result.best_version,
         "run_dir": str(result.run_dir),
     }

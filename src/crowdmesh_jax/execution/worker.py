@@ -42,6 +42,31 @@ class StepTotals:
         return bool(np.isfinite(self.loss))
 
 
+@dataclass(slots=True)
+class _EvaluationSums:
+    """Sums over microbatches, in double precision: the set may have many."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, out: Mapping[Key, Array]) -> None:
+        for (role, _, path), value in out.items():
+            if role == "loss":
+                self.loss += float(value)
+            elif role == "weight":
+                self.weight += float(value)
+            elif role == "metric":
+                name, _, which = path.rpartition("/")
+                self.metrics.setdefault(name, [0.0, 0.0])[which != "sum"] += float(value)
+
+    def means(self) -> dict[str, float]:
+        pairs = {"loss": (self.loss, self.weight), **self.metrics}
+        return {
+            name: total / count if count else float("nan") for name, (total, count) in pairs.items()
+        }
+
+
 class StageWorker:
     """One stage at one version, and the partial work on the next.
 
@@ -54,6 +79,7 @@ class StageWorker:
         self.manifest: StageManifest = loaded.manifest
         self.version = -1
         self.totals = StepTotals()
+        self._evaluated = _EvaluationSums()
         self._resident: dict[Key, Array] = {}
         self._state: dict[Key, Array] = {}
         self._work_state: dict[Key, Array] = {}
@@ -241,6 +267,34 @@ class StageWorker:
             del env, out  # they hold the gradients
         self.version += 1
         self._begin_step()
+
+    # Evaluation ------------------------------------------------------------------------------
+
+    def evaluate(self, x: Sequence[Array], targets: Sequence[Array] | None = None) -> list[Array]:
+        """Runs `eval_forward` on one microbatch at the version that stands; changes nothing of it.
+
+        Args:
+            targets: On the last stage only.
+
+        Returns:
+            The boundary leaves that go downstream; nothing on the last stage, which adds to the
+            sums of `finish_evaluation`.
+        """
+        _check_leaves(self.manifest.boundary_in, x, "x")
+        env = {**self._resident, **self._state, **dict(zip(self._x_keys, x, strict=True))}
+        if not self.is_last:
+            out = self.loaded.run("eval_forward", env)
+            return [out[key] for key in self._y_keys]
+        _check_leaves(self.manifest.targets, targets or (), "targets")
+        env.update(zip(self._target_keys, targets or (), strict=True))
+        self._evaluated.add(self.loaded.run("eval_forward", env))
+        return []
+
+    def finish_evaluation(self) -> dict[str, float]:
+        """The means since the last call: "loss" and the metrics; NaN where nothing was counted."""
+        values = self._evaluated.means()
+        self._evaluated = _EvaluationSums()
+        return values
 
     # Reading ---------------------------------------------------------------------------------
 

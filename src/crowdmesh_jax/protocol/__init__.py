@@ -6,6 +6,8 @@ What an action demands of a body stands in `member_events` and `coordinator_even
 
 from . import coordinator, coordinator_events, member, member_events, messages, records
 from .common import (
+    BestRule,
+    EvaluationPlan,
     Fault,
     Mark,
     NonFinitePolicy,
@@ -21,8 +23,10 @@ from .messages import Message, message_from_plain, message_to_plain
 from .records import Record, record_from_plain, record_to_plain
 
 __all__ = [
+    "BestRule",
     "CoordinatorState",
     "Deadlines",
+    "EvaluationPlan",
     "Fault",
     "Mark",
     "MemberState",

@@ -20,13 +20,15 @@ ROUND_TRIP = "round_trip"
 """The values of `transport.api.Lane`; this room may not import that one."""
 
 SlotKind = Literal[
-    "x", "y", "dx", "dy", "parts", "parts_below", "verdict", "tied", "state", "install"
-]
+    "x", "y", "dx", "dy", "parts", "parts_below", "verdict", "tied", "state", "install",
+    "eval_x", "eval_y",
+]  # fmt: skip
 
 
 class Mark(enum.Enum):
     """What rides in a Commit and so hits every stage at the same version (R4)."""
 
+    EVALUATE = "evaluate"
     SNAPSHOT = "snapshot"
     STOP = "stop"
     FINISH = "finish"
@@ -43,7 +45,7 @@ class NonFinitePolicy(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """The name of a set of arrays that a body keeps. Its `step` is a version for "state".
+    """The name of a set of arrays that a body keeps. Its `step` is a version for "state", "eval_*".
 
     x, dy           arrived from upstream, downstream, for (step, microbatch)
     y, dx           made by the own forward, backward, for (step, microbatch)
@@ -55,6 +57,7 @@ class Slot:
     state           param, state, opt and global leaves of a stage at version `step`; `layer` is
                     the stage's first layer
     install         bundle and state of a stage; `layer` is its first layer
+    eval_x, eval_y  as x and y, for a microbatch of the evaluation at version `step`
     """
 
     kind: SlotKind
@@ -87,6 +90,44 @@ class Verdict:
     is_finite: bool = True
     skip: bool = False
     """Nobody applies the update or keeps the step's statistics; the version grows all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationPlan:
+    """When the run evaluates, and over how many microbatches. Known to all before it starts."""
+
+    microbatches: int
+    every: int | None = None
+    """Steps between evaluations; None: only at the last version."""
+    keeps_state: bool = False
+    """A snapshot of the same version is taken each time (for the best one)."""
+
+    def __post_init__(self) -> None:
+        if self.microbatches < 1:
+            raise errors.InvalidValueError(
+                f"an evaluation needs at least one microbatch, got {self.microbatches}"
+            )
+        if self.every is not None and self.every < 1:
+            raise errors.InvalidValueError(f"evaluate every >= 1 steps, got {self.every}")
+
+    def is_due(self, version: int, steps: int) -> bool:
+        """Whether `version` is evaluated in a run to version `steps`."""
+        return version == steps or (self.every is not None and version % self.every == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestRule:
+    """Which evaluation is the best one."""
+
+    metric: str
+    """"loss" or a metric of the job."""
+    mode: Literal["min", "max"]
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether `value` beats `best`; NaN never does, equal does not."""
+        if value != value:
+            return False
+        return best is None or (value < best if self.mode == "min" else value > best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

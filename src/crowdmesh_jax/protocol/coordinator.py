@@ -26,6 +26,13 @@ from . import coordinator_events as ev
 from . import messages as msg
 from . import records
 from .common import Fault, Mark, Slot
+from .coordinator_evaluation import (
+    hold_while_undecided,
+    holds,
+    note_evaluate_mark,
+    on_best_written,
+    on_evaluated,
+)
 from .coordinator_state import (
     WINDOW,
     CoordinatorState,
@@ -35,11 +42,21 @@ from .coordinator_state import (
     Shard,
     Suspicion,
     Wait,
+    closing_deadline_s,
     describe_progress,
     describe_stage,
     step_wait,
 )
-from .coordinator_turn import RunTurn, end_when_safe, halt, halt_lost, has_shard, is_closing
+from .coordinator_turn import (
+    RunTurn,
+    await_closing,
+    end_when_safe,
+    halt,
+    halt_lost,
+    has_shard,
+    is_closing,
+    is_through,
+)
 from .coordinator_watch import on_tick
 
 __all__ = ["CoordinatorState", "DeviceId", "Result", "handle"]
@@ -84,6 +101,7 @@ def _on_start(turn: RunTurn, start: ev.Start) -> None:
         shown=start.base,
         checkpoint=start.base,
         wave_version=start.base,
+        best=start.best,
     )
     term = records.Term(run=state.run, term=state.term, config_sha256=start.config_sha256)
     turn.journal(term)
@@ -136,6 +154,7 @@ def _install_when_gathered(turn: RunTurn) -> None:
             addresses=addresses,
             ties=start.ties,
             on_nonfinite=start.on_nonfinite,
+            evaluation=start.evaluation,
             heartbeat_s=start.heartbeat_s,
         )
         slot = Slot(kind="install", step=state.base, layer=stage.first_layer)
@@ -194,6 +213,8 @@ def _resume(turn: RunTurn) -> None:
         turn.set_member(device, heard_s=turn.now_s, gaps=())
         turn.send(device, msg.Resume(**turn.of_epoch, steps=state.started.steps))
     turn.enter(Phase.RUNNING, step_wait(turn.state, turn.now_s))
+    if state.stop_reason is not None:
+        _ask_stop(turn)
 
 
 # Running ----------------------------------------------------------------------------------------
@@ -208,17 +229,18 @@ def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
     _expect_phase(state, sender, message, Phase.RUNNING)
     if message.step > state.committed:
         raise ProtocolError(f"Done of step {message.step} while {state.committed} is at work")
-    if state.done_s is None:
-        step_s, times = None, state.step_times
-    else:
-        step_s = turn.now_s - state.done_s
-        times = (*state.step_times, step_s)[-WINDOW:]
+    step_s = None if state.done_s is None else turn.now_s - state.done_s
+    times, has_evaluated = state.step_times, state.last_evaluated == message.step
+    if step_s is not None and not has_evaluated:
+        times = (*times, step_s)[-WINDOW:]
     turn.set(committed=message.step + 1, done_s=turn.now_s, step_times=times)
-    _file(turn, message.step, verdict=message.verdict, step_s=step_s)
+    of_step = {"verdict": message.verdict, "step_s": step_s, "has_evaluated": has_evaluated}
+    _file(turn, message.step, **of_step)
+    note_evaluate_mark(turn, message)
     turn.set(wait=step_wait(turn.state, turn.now_s))
     if Mark.SNAPSHOT in message.marks:
         turn.set(wave_open=True, wave_version=message.step + 1)
-    limit_s, why = state.started.deadlines.finish_s, "set for the last wave"
+    limit_s, why = closing_deadline_s(turn.state), "set for the last wave"
     if Mark.FINISH in message.marks:
         wait = turn.wait_for("the result", state.devices, limit_s, why)
         turn.enter(Phase.FINISHING, wait)
@@ -251,7 +273,11 @@ def _file(turn: RunTurn, step: int, **known: Any) -> None:
         record = records.StepCommitted(step=shown, verdict=entry.verdict, values=entry.values)
         turn.journal(record, sync=False)
         news = ev.StepShown(
-            step=shown, verdict=entry.verdict, values=entry.values, step_s=entry.step_s
+            step=shown,
+            verdict=entry.verdict,
+            values=entry.values,
+            step_s=entry.step_s,
+            has_evaluated=entry.has_evaluated,
         )
         turn.do(ev.Announce(news=news))
         shown += 1
@@ -262,7 +288,8 @@ def _file(turn: RunTurn, step: int, **known: Any) -> None:
 def _ask_snapshot_when_due(turn: RunTurn) -> None:
     state = turn.state
     every = state.started.snapshot_every
-    if every is None or state.wave_open or state.ending is not None:
+    is_ending = state.ending is not None or state.stop_reason is not None
+    if every is None or state.wave_open or is_ending:
         return
     # Asked one step early: the mark rides in the next Commit, if it gets there in time (R4).
     due = state.committed + 1 - state.wave_version >= every
@@ -290,11 +317,7 @@ def _on_stage_state(turn: RunTurn, sender: str, message: msg.StageState) -> None
     turn.set(shards=(*state.shards, shard))
     slot = Slot(kind="state", step=message.version, layer=message.first_layer)
     turn.do(ev.Keep(slots=(slot,)))
-    wait = state.wait
-    if wait is not None and is_closing(state) and message.version == state.committed:
-        here = {shard.stage for shard in turn.state.shards if shard.version == message.version}
-        missing = tuple(device for i, device in enumerate(state.devices) if i not in here)
-        turn.set(wait=replace(wait, devices=missing or (state.device,)))
+    await_closing(turn)
     _write_next(turn)
 
 
@@ -308,7 +331,8 @@ def _write_next(turn: RunTurn) -> None:
         if len(here) == len(state.devices):
             turn.set(writing=version)
             is_final = all(shard.is_final for shard in here)
-            turn.do(ev.WriteCheckpoint(version=version, is_final=is_final))
+            hold = holds(state, version)
+            turn.do(ev.WriteCheckpoint(version=version, is_final=is_final, hold=hold))
             return
 
 
@@ -326,6 +350,7 @@ def _on_checkpoint_written(turn: RunTurn, event: ev.CheckpointWritten) -> None:
         shards=tuple(shard for shard in state.shards if shard.version > event.version),
     )
     turn.do(ev.Announce(news=ev.CheckpointKept(version=event.version)))
+    hold_while_undecided(turn, event.version)
     _write_next(turn)
     if state.phase is Phase.RUNNING:
         _ask_snapshot_when_due(turn)
@@ -344,7 +369,7 @@ def _on_member_lost(turn: RunTurn, event: ev.MemberLost) -> None:
     if state.phase is Phase.GATHERING and event.device not in state.members:
         return  # not yet here: it has until the deadline
     stage = state.started.plan.stage_of(event.device)
-    if is_closing(state) and has_shard(state, state.committed, stage):
+    if is_closing(state) and is_through(state, stage):
         return  # its part of the last wave is here
     halt_lost(turn, event.device, event.reason)
 
@@ -386,6 +411,29 @@ def _on_interrupt(turn: RunTurn, event: ev.Interrupt) -> None:
     else:
         where = describe_progress(state) if state.start else "nothing was begun"
         halt(turn, Fault(kind=fault.kind, text=f"{fault.text}; {where}"))
+
+
+def _on_stop_asked(turn: RunTurn, event: ev.StopAsked) -> None:
+    """No error: the run completes with the version of the next commit."""
+    state = turn.state
+    if state.is_over or is_closing(state) or state.stop_reason is not None:
+        return
+    turn.set(stop_reason=event.reason)
+    if state.phase is Phase.RUNNING and state.ending is None:
+        _ask_stop(turn)
+
+
+def _ask_stop(turn: RunTurn) -> None:
+    marks = (Mark.SNAPSHOT, Mark.STOP)
+    turn.send(turn.state.devices[0], msg.AskMarks(**turn.of_epoch, marks=marks))
+
+
+def _on_checkpoint_asked(turn: RunTurn, event: ev.CheckpointAsked) -> None:
+    state = turn.state
+    if state.phase is not Phase.RUNNING or state.wave_open or state.ending is not None:
+        return  # one is on its way, or the end is, which keeps the state anyway
+    turn.set(wave_open=True, wave_version=state.committed + 1)
+    turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=(Mark.SNAPSHOT,)))
 
 
 # Messages ---------------------------------------------------------------------------------------
@@ -443,6 +491,7 @@ _ON_MESSAGE: dict[type, Callable[[RunTurn, str, Any], None]] = {
     msg.Measured: _on_measured,
     msg.Done: _on_done,
     msg.Loss: _on_loss,
+    msg.Evaluated: on_evaluated,
     msg.StageState: _on_stage_state,
     msg.Heartbeat: _on_heartbeat,
     msg.Suspect: _on_suspect,
@@ -452,6 +501,9 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
     ev.MemberLost: _on_member_lost,
     ev.CheckpointWritten: _on_checkpoint_written,
+    ev.BestWritten: on_best_written,
+    ev.StopAsked: _on_stop_asked,
+    ev.CheckpointAsked: _on_checkpoint_asked,
     ev.BodyFailed: _on_body_failed,
     ev.Interrupt: _on_interrupt,
     ev.Tick: on_tick,

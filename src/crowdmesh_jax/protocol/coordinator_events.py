@@ -8,6 +8,8 @@ what follows it begins (I11). It knows no rules of its own.
     SendMessage       send; Install takes the arrays of its `attach`         -
     Keep              hold the frame's arrays (a shard of a checkpoint)      -
     WriteCheckpoint   write shards and manifest of a version, atomically     CheckpointWritten
+    WriteBest         write the same shards once more, where the best stands BestWritten
+    Forget            drop the shards of a version that was held             -
     Announce          show; demands nothing                                  -
     Reject            log; a stranger: close the channel to it               -
     Complete          the run has its result                                 -
@@ -24,7 +26,7 @@ from ..core.plan import PipelinePlan
 from ..core.schedule import Schedule
 from ..errors import InvalidValueError
 from . import member_events, records
-from .common import Fault, NonFinitePolicy, Tie, Verdict
+from .common import BestRule, EvaluationPlan, Fault, NonFinitePolicy, Tie, Verdict
 
 # Both machines' bodies get messages, send them and keep arrays by the same rules.
 Keep = member_events.Keep
@@ -83,6 +85,11 @@ class Start:
     on_nonfinite: NonFinitePolicy = NonFinitePolicy.HALT
     snapshot_every: int | None = None
     """Steps between checkpoints; None: only the final one."""
+    evaluation: EvaluationPlan | None = None
+    keep_best: BestRule | None = None
+    """Keep the state of the best evaluation; needs an evaluation that keeps the state."""
+    best: float | None = None
+    """Value of the best version of an earlier start; None: there is none."""
     measure_repeats: int = 0
     """Time each stage's programs alone before the run, that often; 0: do not."""
     heartbeat_s: float = 0.5
@@ -101,6 +108,9 @@ class Start:
             )
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise InvalidValueError(f"snapshot_every must be >= 1, got {self.snapshot_every}")
+        keeps_state = self.evaluation is not None and self.evaluation.keeps_state
+        if (self.keep_best is not None) != keeps_state:
+            raise InvalidValueError("keep_best and evaluations that keep the state go together")
         if self.measure_repeats < 0:
             raise InvalidValueError(f"measure_repeats must be >= 0, got {self.measure_repeats}")
 
@@ -121,6 +131,25 @@ class CheckpointWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestWritten:
+    """WriteBest is done: manifest and folder are on disk."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAsked:
+    """The user's code wants no more steps: after the next commit the run completes as it is."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAsked:
+    """The user's code wants a checkpoint: of the next commit's version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BodyFailed:
     """An action could not be carried out: the disk is full, a bundle cannot be read."""
 
@@ -133,10 +162,12 @@ class Interrupt:
 
 
 CoordinatorEvent = (
-    MessageReceived | Start | MemberLost | CheckpointWritten | BodyFailed | Interrupt | Tick
-)
+    MessageReceived | Start | MemberLost | CheckpointWritten | BestWritten | StopAsked
+    | CheckpointAsked | BodyFailed | Interrupt | Tick
+)  # fmt: skip
 COORDINATOR_EVENTS: tuple[type, ...] = (
-    MessageReceived, Start, MemberLost, CheckpointWritten, BodyFailed, Interrupt, Tick,
+    MessageReceived, Start, MemberLost, CheckpointWritten, BestWritten, StopAsked, CheckpointAsked,
+    BodyFailed, Interrupt, Tick,
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -160,6 +191,24 @@ class WriteCheckpoint:
 
     version: int
     is_final: bool
+    hold: bool = False
+    """The slots stay until WriteBest is done, or Forget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteBest:
+    """Write the held shards of `version` as the best checkpoint, as atomically; free the slots."""
+
+    version: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """Another version is better than this one: free its held slots."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +235,8 @@ class StepShown:
     values: Mapping[str, float]
     step_s: float | None
     """From the Done before to this one, coordinator's clock; None for the first step."""
+    has_evaluated: bool = False
+    """An evaluation of the version before ran within `step_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,17 +247,38 @@ class CheckpointKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationShown:
+    """An evaluation at `version`; after the step that made this version."""
+
+    version: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestKept:
+    """`version` has the best evaluation so far, and is safe as such."""
+
+    version: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
     """Show it; nothing is awaited."""
 
-    news: PhaseChanged | StageTimes | StepShown | CheckpointKept
+    news: PhaseChanged | StageTimes | StepShown | EvaluationShown | CheckpointKept | BestKept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complete:
-    """The result (version `steps`) is written, every member released."""
+    """The result (version `steps`, or where it was asked to stop) is written, members released.
+
+    These are the arrays of the checkpoint of `version`."""
 
     version: int
+    reason: str = ""
+    """Why it ended before the last step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +289,10 @@ class HaltRun:
 
 
 CoordinatorAction = (
-    Journal | SendMessage | Keep | WriteCheckpoint | Announce | Reject | Complete | HaltRun
-)
+    Journal | SendMessage | Keep | WriteCheckpoint | WriteBest | Forget | Announce | Reject
+    | Complete | HaltRun
+)  # fmt: skip
 COORDINATOR_ACTIONS: tuple[type, ...] = (
-    Journal, SendMessage, Keep, WriteCheckpoint, Announce, Reject, Complete, HaltRun,
+    Journal, SendMessage, Keep, WriteCheckpoint, WriteBest, Forget, Announce, Reject, Complete,
+    HaltRun,
 )  # fmt: skip

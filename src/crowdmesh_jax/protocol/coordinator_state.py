@@ -66,6 +66,15 @@ class PendingStep:
     verdict: Verdict | None = None
     values: Mapping[str, float] | None = None
     step_s: float | None = None
+    has_evaluated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """An evaluation's values."""
+
+    version: int
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +125,20 @@ class CoordinatorState:
     """Version at which the last wave was asked for."""
     checkpoint: int = 0
     """Newest version that is safe."""
+    awaited: tuple[int, ...] = ()
+    """Versions whose evaluate mark was committed and whose values have not come."""
+    last_evaluated: int | None = None
+    """Newest version whose evaluate mark was committed."""
+    early: tuple[Evaluated, ...] = ()
+    """Values that came before the Done of their version's step."""
+    scored: tuple[Evaluated, ...] = ()
+    """Evaluations on which it was not yet decided whether they are the best."""
+    held: tuple[int, ...] = ()
+    """Versions written and kept in memory until that is decided."""
+    best: float | None = None
+    writing_best: int | None = None
+    stop_reason: str | None = None
+    """The user's code wants to stop."""
     ending: Fault | None = None
     """Why a stop mark was asked for."""
     interrupts: int = 0
@@ -160,6 +183,10 @@ def step_wait(state: CoordinatorState, now_s: float) -> Wait:
         deadline_s = max(limits.step_floor_s, learned_s)
         rule = f"usual step {usual_s:.3g} s (p99), deadline {limits.step_factor:g} x p99"
         why = rule if learned_s >= limits.step_floor_s else f"{rule}, at least {deadline_s:g} s"
+    if state.awaited:
+        share = evaluation_share(state)
+        deadline_s *= 1 + share
+        why += f"; x {1 + share:.3g}, as an evaluation stands before it"
     return Wait(
         what=f"step {state.committed} to be done",
         devices=state.devices[:1],
@@ -167,6 +194,20 @@ def step_wait(state: CoordinatorState, now_s: float) -> Wait:
         deadline_s=deadline_s,
         why=why,
     )
+
+
+def evaluation_share(state: CoordinatorState) -> float:
+    """How many steps an evaluation is worth at most: it runs forwards only."""
+    plan = state.started.evaluation
+    return plan.microbatches / state.started.plan.microbatches if plan is not None else 0.0
+
+
+def closing_deadline_s(state: CoordinatorState) -> float:
+    """For the last wave, and the evaluation that may stand before it."""
+    deadline_s = state.started.deadlines.finish_s
+    if state.awaited:
+        deadline_s += step_wait(state, 0.0).deadline_s
+    return deadline_s
 
 
 def heartbeat_deadline_s(state: CoordinatorState, member: MemberInfo) -> float:

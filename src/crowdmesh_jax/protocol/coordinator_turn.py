@@ -78,24 +78,68 @@ def has_shard(state: CoordinatorState, version: int, stage: int | None) -> bool:
     return have or state.checkpoint == version
 
 
+def is_through(state: CoordinatorState, stage: int | None) -> bool:
+    """In closing: nothing more is awaited of that stage."""
+    return has_shard(state, state.committed, stage) and not state.awaited
+
+
+def is_evaluating(state: CoordinatorState) -> bool:
+    """An evaluation is under way, or one is to be kept as the best."""
+    return bool(state.awaited or state.writing_best is not None or best_candidates(state))
+
+
+def best_candidates(state: CoordinatorState) -> list[int]:
+    """Versions evaluated and held, oldest first."""
+    return sorted({entry.version for entry in state.scored} & set(state.held))
+
+
+def await_closing(turn: RunTurn) -> None:
+    """Names whom a closing run still waits for: shards, the evaluation, its own disk."""
+    state = turn.state
+    if state.wait is None or not is_closing(state):
+        return
+    missing = tuple(
+        device
+        for stage, device in enumerate(state.devices)
+        if not has_shard(state, state.committed, stage)
+    )
+    if not missing and state.awaited:
+        missing = state.devices[-1:]
+    turn.set(wait=replace(state.wait, devices=missing or (state.device,)))
+
+
 def end_when_safe(turn: RunTurn) -> None:
     state = turn.state
-    if state.phase is Phase.FINISHING:
-        steps = state.started.steps
-        if state.checkpoint == steps and state.shown == steps:
-            turn.journal(records.Finish(version=steps))
-            for device in state.devices:
-                turn.send(device, msg.Release(**turn.of_epoch))
-            turn.enter(Phase.DONE, None)
-            turn.do(ev.Complete(version=steps))
-    elif state.phase is Phase.STOPPING and state.checkpoint == state.committed:
-        halt(turn, _why_stopped(state))
+    if not is_closing(state) or is_evaluating(state) or state.checkpoint != state.committed:
+        return
+    if state.phase is Phase.FINISHING and state.shown == state.started.steps:
+        _complete(turn, "")
+    elif state.phase is Phase.STOPPING:
+        entry = _last_step(state)
+        is_finite = entry.verdict is None or entry.verdict.is_finite
+        if state.stop_reason is None or state.ending is not None or not is_finite:
+            halt(turn, _why_stopped(state))
+        elif state.shown == state.committed:
+            _complete(turn, state.stop_reason)
+
+
+def _complete(turn: RunTurn, reason: str) -> None:
+    version = turn.state.committed
+    turn.journal(records.Finish(version=version, reason=reason))
+    for device in turn.state.devices:
+        turn.send(device, msg.Release(**turn.of_epoch))
+    turn.enter(Phase.DONE, None)
+    turn.do(ev.Complete(version=version, reason=reason))
+
+
+def _last_step(state: CoordinatorState) -> PendingStep:
+    step = state.committed - 1
+    known = [*state.pending, state.last_shown] if state.last_shown else state.pending
+    return next((p for p in known if p.step == step), PendingStep(step=step))
 
 
 def _why_stopped(state: CoordinatorState) -> Fault:
-    step = state.committed - 1
-    known = [*state.pending, state.last_shown] if state.last_shown else state.pending
-    entry = next((p for p in known if p.step == step), PendingStep(step=step))
+    step, entry = state.committed - 1, _last_step(state)
     if state.ending is not None and (entry.verdict is None or entry.verdict.is_finite):
         where = f"; {describe_progress(state)}"
         return Fault(kind=state.ending.kind, text=state.ending.text + where)

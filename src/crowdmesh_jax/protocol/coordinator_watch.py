@@ -18,7 +18,7 @@ from .coordinator_state import (
     blame,
     heartbeat_deadline_s,
 )
-from .coordinator_turn import RunTurn, halt, halt_lost, has_shard, is_closing
+from .coordinator_turn import RunTurn, halt, halt_lost, is_closing, is_through
 
 SLEPT_S = 5.0
 """A gap between ticks from which the coordinator concludes that it slept itself."""
@@ -59,7 +59,7 @@ def _check_heartbeats(turn: RunTurn) -> None:
         member = state.members.get(device)
         if state.is_over or member is None:
             continue
-        if is_closing(state) and has_shard(state, state.committed, index):
+        if is_closing(state) and is_through(state, index):
             continue  # its part of the last wave is here
         silent_s = turn.now_s - member.heard_s
         deadline_s = heartbeat_deadline_s(state, member)

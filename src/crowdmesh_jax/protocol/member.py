@@ -27,7 +27,7 @@ from . import messages as msg
 from .common import Fault, Mark, Slot
 from .member_state import MemberState, Phase, waiting_for
 from .member_step import STEP_HANDLERS, advance, on_pipeline, request_data
-from .member_turn import FRESH_STEP, MemberTurn, expect_phase, reject
+from .member_turn import FRESH_STEP, NO_EVALUATION, MemberTurn, expect_phase, reject
 
 __all__ = ["DeviceId", "MemberState", "Result", "handle"]
 
@@ -62,7 +62,7 @@ def _on_message(turn: MemberTurn, event: ev.MessageReceived) -> None:
     if isinstance(message, msg.StaleEpoch):
         _on_told_stale(turn, message)
         return
-    if isinstance(message, (msg.Forward, msg.Backward, msg.Commit, msg.Tied)):
+    if isinstance(message, msg.PipelineMessage):
         if _is_current(turn, sender, message):
             on_pipeline(turn, sender, message)
         return
@@ -154,6 +154,7 @@ def _on_install(turn: MemberTurn, install: msg.Install) -> None:
         tied_due=(),
         data_requested=install.base,
         data_ready=(),
+        **NO_EVALUATION,
         heartbeat_s=turn.now_s,
         **FRESH_STEP,
     )
@@ -208,6 +209,8 @@ def _on_ask_marks(turn: MemberTurn, message: msg.AskMarks) -> None:
         raise ProtocolError(f"AskMarks is for stage 0; {state.device} has stage {state.stage}")
     if Mark.FINISH in message.marks:
         raise ProtocolError("AskMarks(finish): the last step is set by Resume")
+    if Mark.EVALUATE in message.marks and not state.eval_microbatches:
+        raise ProtocolError("AskMarks(evaluate): Install brought no evaluation")
     asked = {*state.marks_asked, *message.marks}
     turn.set(marks_asked=tuple(mark for mark in Mark if mark in asked))
 

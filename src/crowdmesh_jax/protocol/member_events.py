@@ -1,10 +1,11 @@
 """What the member machine is told (events) and what it demands of its body (actions).
 
-The body has one *compute queue*: Compute, FinishStep, Reduce, Apply, Adopt and Snapshot are carried
-out one after another in the order they were issued (the machine issues them ahead, as soon as their
-inputs are there), and answered in that order. Everything else is done at once, in list order, which
-is binding: a message is queued before the actions after it begin. After `Unload` the body answers
-nothing that was issued before it. It knows no rules of its own.
+The body has one *compute queue*: Compute, FinishStep, Reduce, Apply, Adopt, Snapshot, EvalCompute
+and FinishEvaluation are carried out one after another in the order they were issued (the machine
+issues them ahead, as soon as their inputs are there), and answered in that order. Everything else
+is done at once, in list order, which is binding: a message is queued before the actions after it
+begin. After `Unload` the body answers nothing that was issued before it. It knows no rules of its
+own.
 
     action         the body must                                            answered by
     LoadStage      load bundle and state, compile, reach the neighbours      Installed
@@ -18,6 +19,9 @@ nothing that was issued before it. It knows no rules of its own.
     Apply          take the stage from version t to t+1                      Applied
     Adopt          put new values of borrowed leaves in place                -
     Snapshot       keep an immutable copy of the stage's state               Snapshotted
+    RequestEvalData  read an evaluation microbatch's rows                    EvalDataReady
+    EvalCompute    run eval_forward of a microbatch                          EvalDone
+    FinishEvaluation  last stage: sums over all its microbatches             EvaluationFinished
     SendMessage    send, with the arrays of `attach`                         -
     Reject         log; a stranger: close the channel to it                  -
     Fail           log; the member stands still until Halt or Release        -
@@ -114,6 +118,30 @@ class Snapshotted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvalDataReady:
+    """The rows of an evaluation microbatch are in memory."""
+
+    version: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalDone:
+    """EvalCompute is done; slot "eval_y" is filled (nothing on the last stage)."""
+
+    version: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationFinished:
+    """FinishEvaluation is done: "loss" and the metrics, as means over the whole set."""
+
+    version: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLost:
     """The channel to a peer is gone."""
 
@@ -135,11 +163,12 @@ class Tick:
 
 MemberEvent = (
     MessageReceived | Installed | StageMeasured | DataReady | OpDone | StepFinished | Reduced
-    | Applied | Snapshotted | PeerLost | BodyFailed | Tick
+    | Applied | Snapshotted | EvalDataReady | EvalDone | EvaluationFinished | PeerLost | BodyFailed
+    | Tick
 )  # fmt: skip
 MEMBER_EVENTS: tuple[type, ...] = (
     MessageReceived, Installed, StageMeasured, DataReady, OpDone, StepFinished, Reduced,
-    Applied, Snapshotted, PeerLost, BodyFailed, Tick,
+    Applied, Snapshotted, EvalDataReady, EvalDone, EvaluationFinished, PeerLost, BodyFailed, Tick,
 )  # fmt: skip
 
 # Actions --------------------------------------------------------------------------------------
@@ -149,8 +178,9 @@ MEMBER_EVENTS: tuple[type, ...] = (
 class SendMessage:
     """Send `message` to `to` on `lane`, with the arrays of the slots in `attach`, in order.
 
-    Arrays may still be computing: the sender waits for them, not the caller. "y", "dx", "parts" and
-    "tied" may be dropped once sent (logs come with recovery), "verdict" is kept for two steps.
+    Arrays may still be computing: the sender waits for them, not the caller. "y", "dx", "parts",
+    "tied" and "eval_y" may be dropped once sent (logs come with recovery), "verdict" is kept for
+    two steps.
     """
 
     to: DeviceId
@@ -258,6 +288,36 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEvalData:
+    """Read evaluation microbatch `microbatch`: inputs on the first stage, targets on the last.
+
+    The same rows at every version. They may be dropped when EvalCompute is done.
+    """
+
+    version: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalCompute:
+    """Run `eval_forward` with the parameters and statistics of `version`; change nothing of them.
+
+    Reads slot "eval_x" (the rows on stage 0), fills "eval_y"; the last stage reads the rows'
+    targets and adds loss, weight and metrics to the sums of this evaluation.
+    """
+
+    version: int
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishEvaluation:
+    """Last stage only, after the last EvalCompute: the means; the sums start anew."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
     """`sender` is not entitled to what it sent; the run goes on."""
 
@@ -283,9 +343,10 @@ class Unload:
 
 MemberAction = (
     SendMessage | LoadStage | MeasureStage | RequestData | Keep | Compute | FinishStep | Reduce
-    | Apply | Adopt | Snapshot | Reject | Fail | Unload
+    | Apply | Adopt | Snapshot | RequestEvalData | EvalCompute | FinishEvaluation | Reject | Fail
+    | Unload
 )  # fmt: skip
 MEMBER_ACTIONS: tuple[type, ...] = (
     SendMessage, LoadStage, MeasureStage, RequestData, Keep, Compute, FinishStep, Reduce,
-    Apply, Adopt, Snapshot, Reject, Fail, Unload,
+    Apply, Adopt, Snapshot, RequestEvalData, EvalCompute, FinishEvaluation, Reject, Fail, Unload,
 )  # fmt: skip

@@ -76,6 +76,17 @@ class MemberState:
     data_requested: int = 0
     """First step whose batch was not yet requested."""
     data_ready: tuple[int, ...] = ()
+    eval_version: int | None = None
+    """Version of the evaluation at work, or of the last one; the counts below are of it."""
+    eval_issued: int = 0
+    eval_done: int = 0
+    eval_arrived: int = 0
+    """EvalForwards that came; they come in order."""
+    eval_taken: int = 0
+    """EvalForwards that the stage below is done with."""
+    eval_requested: int = 0
+    eval_ready: tuple[int, ...] = ()
+    """Evaluation microbatches whose rows are in memory, not yet issued."""
     heartbeat_s: float = float("-inf")
     """When the last one was sent."""
     dropped: int = 0
@@ -117,6 +128,12 @@ class MemberState:
         return self.plan.microbatches
 
     @property
+    def eval_microbatches(self) -> int:
+        """Of an evaluation; 0 where the run has none."""
+        plan = self.granted.evaluation
+        return plan.microbatches if plan is not None else 0
+
+    @property
     def layers(self) -> range:
         return self.plan.stages[self.stage].layers
 
@@ -135,6 +152,9 @@ def waiting_for(state: MemberState) -> msg.Waiting | None:
         return None
     if state.tied_due and upstream:
         return msg.Waiting(device=upstream, what=f"Tied of step {step - 1}")
+    count = state.eval_issued
+    if state.eval_version == step and count < state.eval_microbatches:
+        return _waiting_in_evaluation(state, count)
     ops = state.granted.ops
     if state.issued < len(ops):
         op = ops[state.issued]
@@ -148,3 +168,14 @@ def waiting_for(state: MemberState) -> msg.Waiting | None:
     if state.is_full and upstream:
         return msg.Waiting(device=upstream, what=f"Commit of step {step}")
     return None
+
+
+def _waiting_in_evaluation(state: MemberState, microbatch: int) -> msg.Waiting | None:
+    if state.eval_done < state.eval_issued:
+        return None
+    what = f"{microbatch} of the evaluation at version {state.eval_version}"
+    if state.upstream and state.eval_arrived <= microbatch:
+        return msg.Waiting(device=state.upstream, what=f"EvalForward {what}")
+    if state.downstream and microbatch > state.eval_taken:
+        return msg.Waiting(device=state.downstream, what=f"EvalTaken {state.eval_taken}")
+    return msg.Waiting(device=state.device, what=f"rows {what}")

@@ -13,6 +13,15 @@ from ..errors import ProtocolError
 from . import member_events as ev
 from . import messages as msg
 from .common import Mark, NonFinitePolicy, Parts, Slot, Verdict
+from .member_evaluation import (
+    advance_evaluation,
+    begin_evaluation,
+    on_eval_data_ready,
+    on_eval_done,
+    on_eval_forward,
+    on_eval_taken,
+    on_evaluation_finished,
+)
 from .member_state import MemberState, Phase, StepVerdict
 from .member_turn import FRESH_STEP, MemberTurn, expect_phase, reject
 
@@ -24,7 +33,7 @@ PREFETCH_STEPS = 2
 
 def on_pipeline(turn: MemberTurn, sender: str, message: msg.PipelineMessage) -> None:
     state = turn.state
-    upward = isinstance(message, msg.Backward)
+    upward = isinstance(message, (msg.Backward, msg.EvalTaken))
     neighbour = state.downstream if upward else state.upstream
     if sender != neighbour:
         side = "downstream" if upward else "upstream"
@@ -116,11 +125,13 @@ def _on_tied(turn: MemberTurn, message: msg.Tied) -> None:
 
 def advance(turn: MemberTurn) -> None:
     """Issues every op whose turn and inputs have come, ahead of the compute queue."""
+    if turn.state.tied_due:
+        return  # borrowed leaves are still of the version before
+    if not advance_evaluation(turn):
+        return  # what it has not yet issued stands before all of the step
     state = turn.state
     if state.phase is not Phase.RUN or state.ending is not None or state.is_finishing:
         return
-    if state.tied_due:
-        return  # borrowed leaves are still of the version before
     ops = state.granted.ops
     issued = state.issued
     while issued < len(ops) and _has_inputs(state, ops[issued].kind, ops[issued].microbatch):
@@ -214,11 +225,26 @@ def _on_reduced(turn: MemberTurn, event: ev.Reduced) -> None:
     marks = set(state.marks_asked)
     if halts:
         marks = {Mark.SNAPSHOT, Mark.STOP}  # keep the state from before the bad step
-    elif state.step + 1 == state.steps:
-        marks.add(Mark.FINISH)  # outweighs a stop
+    else:
+        marks |= _marks_due(state)
     turn.set(marks_asked=())
     ordered = tuple(mark for mark in Mark if mark in marks)
     _take_commit(turn, msg.Commit(**turn.of_epoch, step=state.step, verdict=verdict, marks=ordered))
+
+
+def _marks_due(state: MemberState) -> set[Mark]:
+    """What rides in the Commit of this step without being asked for: known since Resume."""
+    due: set[Mark] = set()
+    version = state.step + 1
+    if version == state.steps:
+        due.add(Mark.FINISH)  # outweighs a stop
+    plan = state.granted.evaluation
+    stops = Mark.STOP in state.marks_asked and Mark.FINISH not in due  # soon: no evaluation first
+    if plan is not None and plan.is_due(version, state.steps) and not stops:
+        due.add(Mark.EVALUATE)
+        if plan.keeps_state:
+            due.add(Mark.SNAPSHOT)
+    return due
 
 
 def _take_commit(turn: MemberTurn, commit: msg.Commit) -> None:
@@ -245,9 +271,11 @@ def _take_commit(turn: MemberTurn, commit: msg.Commit) -> None:
         data_ready=tuple(step for step in state.data_ready if step > commit.step),
         **FRESH_STEP,
     )
+    if Mark.EVALUATE in marks:
+        begin_evaluation(turn, commit.step + 1)
     if ending is None:
         request_data(turn)
-        advance(turn)
+    advance(turn)
 
 
 def _tied_passing(state: MemberState) -> tuple[int, ...]:
@@ -318,11 +346,23 @@ def _on_data_ready(turn: MemberTurn, event: ev.DataReady) -> None:
     advance(turn)
 
 
+def _then_advance(
+    handler: Callable[[MemberTurn, Any], None],
+) -> Callable[[MemberTurn, Any], None]:
+    def both(turn: MemberTurn, item: Any) -> None:
+        handler(turn, item)
+        advance(turn)
+
+    return both
+
+
 ON_PIPELINE: dict[type, Callable[[MemberTurn, Any], None]] = {
     msg.Forward: _on_forward,
     msg.Backward: _on_backward,
     msg.Commit: _on_commit,
     msg.Tied: _on_tied,
+    msg.EvalForward: _then_advance(on_eval_forward),
+    msg.EvalTaken: _then_advance(on_eval_taken),
 }
 
 STEP_HANDLERS: dict[type, Callable[[MemberTurn, Any], None]] = {
@@ -332,4 +372,7 @@ STEP_HANDLERS: dict[type, Callable[[MemberTurn, Any], None]] = {
     ev.Reduced: _on_reduced,
     ev.Applied: _on_applied,
     ev.Snapshotted: _on_snapshotted,
+    ev.EvalDataReady: _then_advance(on_eval_data_ready),
+    ev.EvalDone: on_eval_done,
+    ev.EvaluationFinished: on_evaluation_finished,
 }

@@ -25,6 +25,16 @@ FRESH_STEP: dict[str, Any] = {
     "parts": Parts(),
 }
 
+NO_EVALUATION: dict[str, Any] = {
+    "eval_version": None,
+    "eval_issued": 0,
+    "eval_done": 0,
+    "eval_arrived": 0,
+    "eval_taken": 0,
+    "eval_requested": 0,
+    "eval_ready": (),
+}
+
 
 class MemberTurn:
     """One call of `handle`: the state as it becomes, the actions as they come."""

@@ -5,7 +5,7 @@ about arrays: which ones travel with it is said by the `attach` of the action th
 the `Keep` action where it arrives. Reading is strict: an unknown kind or field is a FormatError.
 
     lane       messages
-    pipeline   Forward, Backward, Commit, Tied (neighbours in the plan only)
+    pipeline   Forward, Backward, Commit, Tied, EvalForward, EvalTaken (neighbours in the plan only)
     control    all others, StaleEpoch among them
     bulk       Install, StageState (arrays of a whole stage)
 """
@@ -21,7 +21,7 @@ from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from ..core.schedule import Op
 from ..errors import CrowdMeshError, FormatError
-from .common import Fault, Mark, NonFinitePolicy, Parts, Tie, Verdict
+from .common import EvaluationPlan, Fault, Mark, NonFinitePolicy, Parts, Tie, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,24 @@ class Tied(_OfEpoch):
     layer: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalForward(_OfEpoch):
+    """The activation of an evaluation microbatch at `version` crosses `cut`."""
+
+    version: int
+    microbatch: int
+    cut: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalTaken(_OfEpoch):
+    """The sender is done with that EvalForward: its upstream may send one more."""
+
+    version: int
+    microbatch: int
+    cut: int
+
+
 # Coordinator to member ------------------------------------------------------------------------
 
 
@@ -87,6 +105,8 @@ class Install(_OfEpoch):
     """Device id -> address of each member that listens."""
     ties: tuple[Tie, ...] = ()
     on_nonfinite: NonFinitePolicy = NonFinitePolicy.HALT
+    evaluation: EvaluationPlan | None = None
+    """When stage 0 puts the evaluate mark into a Commit, and how many microbatches follow it."""
     heartbeat_s: float = 0.5
     action: Literal["restore"] = "restore"
     """What becomes of the stage's state; "keep" and "apply" come with recovery."""
@@ -170,6 +190,14 @@ class Loss(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated(_OfEpoch):
+    """The last stage's loss and metrics over all evaluation microbatches, at `version`."""
+
+    version: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageState(_OfEpoch):
     """A shard of a wave: the stage's state at `version`, arrays attached."""
 
@@ -228,18 +256,18 @@ class StaleEpoch:
     """The sender's own."""
 
 
-PipelineMessage = Forward | Backward | Commit | Tied
+PipelineMessage = Forward | Backward | Commit | Tied | EvalForward | EvalTaken
 Message = (
-    Forward | Backward | Commit | Tied
+    Forward | Backward | Commit | Tied | EvalForward | EvalTaken
     | Install | Measure | Resume | AskMarks | Release | Halt
-    | Hello | Ready | Measured | Done | Loss | StageState | Heartbeat | Suspect | Error
+    | Hello | Ready | Measured | Done | Loss | Evaluated | StageState | Heartbeat | Suspect | Error
     | StaleEpoch
 )  # fmt: skip
 
 MESSAGES: tuple[type, ...] = (
-    Forward, Backward, Commit, Tied,
+    Forward, Backward, Commit, Tied, EvalForward, EvalTaken,
     Install, Measure, Resume, AskMarks, Release, Halt,
-    Hello, Ready, Measured, Done, Loss, StageState, Heartbeat, Suspect, Error,
+    Hello, Ready, Measured, Done, Loss, Evaluated, StageState, Heartbeat, Suspect, Error,
     StaleEpoch,
 )  # fmt: skip
 _BY_KIND = {cls.__name__: cls for cls in MESSAGES}

@@ -68,6 +68,23 @@ class StepCommitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation at `version` came to. Need not be on disk at once."""
+
+    version: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best version so far is kept, whole, beside the checkpoints."""
+
+    version: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
     """Every layer's state at `version` is safe (for now: in a checkpoint with its manifest)."""
 
@@ -80,6 +97,8 @@ class Finish:
     """The run reached its last version and the result is safe."""
 
     version: int
+    reason: str = ""
+    """Why it ended before the last step, where the user's code asked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +111,12 @@ class Halted:
 
 
 Record = (
-    Term | Epoch | Decision | MembersMeasured | Resumed | StepCommitted | Wave | Finish | Halted
-)
+    Term | Epoch | Decision | MembersMeasured | Resumed | StepCommitted | Evaluation | Best | Wave
+    | Finish | Halted
+)  # fmt: skip
 RECORDS: tuple[type, ...] = (
-    Term, Epoch, Decision, MembersMeasured, Resumed, StepCommitted, Wave, Finish, Halted,
+    Term, Epoch, Decision, MembersMeasured, Resumed, StepCommitted, Evaluation, Best, Wave, Finish,
+    Halted,
 )  # fmt: skip
 JOURNAL_FIELDS = ("seq", "at_s")
 """What a journal adds to a record: its number, and when it was written (Unix time)."""

@@ -132,6 +132,10 @@ class RunFolder:
     def checkpoint_path(self) -> Path:
         return self.path / "checkpoint"
 
+    @property
+    def best_path(self) -> Path:
+        return self.path / "best"
+
     def write_config(self, config: Any) -> None:
         """Writes `config.toml` from a dataclass or mapping; None fields are left out."""
         import tomli_w
@@ -227,6 +231,12 @@ class RunFolder:
     ) -> Path:
         """Replaces the run's checkpoint; see `crowdmesh_jax.record.save_checkpoint`."""
         return save_checkpoint(self.checkpoint_path, version, arrays, meta)
+
+    def save_best(
+        self, version: int, arrays: Mapping[Key, np.ndarray], meta: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Replaces the run's best checkpoint, beside the newest one."""
+        return save_checkpoint(self.best_path, version, arrays, meta)
 
     def load_checkpoint(self, *, job_sha256: str | None = None) -> Checkpoint:
         """The run's checkpoint; see `crowdmesh_jax.record.load_checkpoint`."""

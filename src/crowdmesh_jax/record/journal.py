@@ -13,14 +13,14 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core import values
 from ..errors import RecordError
-from .files import read_bytes, record_errors, sync_folder
+from .files import read_bytes, record_errors, sync_folder, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +199,22 @@ class Journal:
         self._size += len(line)
         self._next += 1
         return self._next - 1
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces all records: a reader, and a restart after a crash, sees the old or the new.
+
+        Their numbers and checksums are made anew.
+
+        Raises:
+            RecordError: It cannot be written, or a record is no JSON; the old records stand.
+        """
+        fields = [{k: v for k, v in record.items() if k not in RESERVED} for record in records]
+        data = b"".join(encode_record(seq, record) for seq, record in enumerate(fields))
+        write_atomic(self.path, data)
+        with record_errors(self.path, "open"):
+            old, self._file = self._file, os.open(self.path, os.O_RDWR | os.O_APPEND)
+            os.close(old)
+        self._size, self._next = len(data), len(fields)
 
     def sync(self) -> None:
         """Returns when all appended records would survive a loss of power."""

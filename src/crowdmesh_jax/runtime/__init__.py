@@ -1,23 +1,33 @@
 """Runs training over real agents: launcher, coordinator's body, `train`."""
 
+from .callbacks import Control, EarlyStopping
 from .crew import Crew, launch
 from .emulation import Emulation, emulate
+from .evaluation import Evaluation
 from .result import (
+    BestEvent,
     CheckpointEvent,
     DeviceEvent,
+    EvaluationEvent,
     MeasuredEvent,
     PhaseEvent,
     RunEvent,
     StepEvent,
     TrainResult,
 )
+from .resume import restore
 from .train import train
 
 __all__ = [
+    "BestEvent",
     "CheckpointEvent",
+    "Control",
     "Crew",
     "DeviceEvent",
+    "EarlyStopping",
     "Emulation",
+    "Evaluation",
+    "EvaluationEvent",
     "MeasuredEvent",
     "PhaseEvent",
     "RunEvent",
@@ -25,5 +35,6 @@ __all__ = [
     "TrainResult",
     "emulate",
     "launch",
+    "restore",
     "train",
 ]

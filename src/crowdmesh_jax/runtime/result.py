@@ -47,6 +47,26 @@ class StepEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationEvent:
+    """The devices evaluated their own parameters at `version` (steps made)."""
+
+    version: int
+    values: Mapping[str, float]
+    """"loss" and the job's metrics, over all rows."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestEvent:
+    """The best version so far is complete on disk."""
+
+    version: int
+    metric: str
+    value: float
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredEvent:
     """The stages were timed alone; what the whole step should take."""
 
@@ -63,7 +83,10 @@ class CheckpointEvent:
     path: Path
 
 
-RunEvent = PhaseEvent | DeviceEvent | StepEvent | MeasuredEvent | CheckpointEvent
+RunEvent = (
+    PhaseEvent | DeviceEvent | StepEvent | EvaluationEvent | MeasuredEvent | CheckpointEvent
+    | BestEvent
+)  # fmt: skip
 OnEvent = Callable[[RunEvent], None]
 
 
@@ -72,7 +95,7 @@ class TrainResult:
     """What `train` returns. Trees have the shapes that the user's own code gave them."""
 
     losses: np.ndarray = field(repr=False)
-    """Float32, one per step."""
+    """Float32, one per step of this call: steps `first_step` and on."""
     params: Any = field(repr=False)
     state: Any = field(repr=False)
     opt_state: Any = field(repr=False)
@@ -85,5 +108,16 @@ class TrainResult:
     """From stage times that each device measured alone, just before the run."""
     measured_step_s: float
     """Median time from commit to commit, after the first steps."""
+    first_step: int = 0
+    """The version that the run was resumed from; 0: it began anew."""
+    evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    """Version -> "loss" and the metrics, of this call."""
+    evaluated_rows: int = 0
+    left_out_rows: int = 0
+    """Rows of the evaluation set beyond whole microbatches."""
+    best_version: int | None = None
+    """The newest version kept in `run_dir/best` by this call."""
+    stopped: str | None = None
+    """Why a callback ended the run before its last step."""
     recoveries: tuple[Any, ...] = ()
     run_dir: Path

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..agent.envelope import Envelope, Group, Key, seal, unseal
+from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, unseal
 from ..core import values
 from ..data import DataSource
-from ..errors import CrowdMeshError, PeerLostError
+from ..errors import CrowdMeshError, PeerLostError, ProtocolError
 from ..protocol import coordinator as machine
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
@@ -56,12 +56,23 @@ class StageInstall:
     extra: Mapping[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    arrays: Mapping[Key, np.ndarray] = field(repr=False)
+    reason: str
+    """Why it stopped before its last step; empty if it did not."""
+
+
 class Run:
     """One run from Start to Complete or HaltRun.
 
     Args:
         installs: Per stage, in order.
         source: Read here for devices that hold no copy of it.
+        eval_source: The same for evaluation, by microbatch.
+        term, epoch: Of the start before, from the run's journal; 0: there was none.
         on_news: Called on the loop with what the machine announces.
         on_spans: Called on the loop with op times as they come.
         on_memory: Called on the loop with what a device's process holds, once a step.
@@ -76,8 +87,11 @@ class Run:
         start: ev.Start,
         *,
         run: str,
+        term: int,
+        epoch: int,
         installs: Sequence[StageInstall],
         source: DataSource,
+        eval_source: DataSource | None,
         on_news: Callable[[Any], None],
         on_spans: Callable[[Sequence[Span]], None],
         on_memory: Callable[[MemoryReport], None],
@@ -87,12 +101,14 @@ class Run:
         self._folder = folder
         self._journal = events
         self._start = start
-        self._source = source
+        self._sources = {TRAINING: source, EVALUATION: eval_source}
         self._on_news = on_news
         self._on_spans = on_spans
         self._on_memory = on_memory
         self._meta = meta
-        self._state = machine.CoordinatorState(device=machine.DeviceId(COORDINATOR), run=run)
+        self._state = machine.CoordinatorState(
+            device=machine.DeviceId(COORDINATOR), run=run, term=term + 1, epoch=epoch
+        )
         self._events: asyncio.Queue[tuple[ev.CoordinatorEvent, Envelope | None]] = asyncio.Queue()
         self._slots: dict[Slot, Group] = {}
         self._extras: dict[int, Mapping[str, Any]] = {}
@@ -102,10 +118,10 @@ class Run:
         self._extras = {index: install.extra for index, install in enumerate(installs)}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
-        self._result: asyncio.Future[dict[Key, np.ndarray]] | None = None
+        self._result: asyncio.Future[Outcome] | None = None
         self._final: dict[Key, np.ndarray] = {}
 
-    async def run(self) -> dict[Key, np.ndarray]:
+    async def run(self) -> Outcome:
         """Trains; returns all arrays of the final version.
 
         Raises:
@@ -145,6 +161,10 @@ class Run:
         """The user wants to stop."""
         self._put(ev.Interrupt())
 
+    def ask(self, event: ev.StopAsked | ev.CheckpointAsked) -> None:
+        """The user's code wants something of the run."""
+        self._put(event)
+
     # What happens --------------------------------------------------------------------------------
 
     def _put(self, event: ev.CoordinatorEvent, envelope: Envelope | None = None) -> None:
@@ -169,7 +189,8 @@ class Run:
         if envelope.message is not None:
             self._put(ev.MessageReceived(sender=item.peer, message=envelope.message), envelope)
         elif isinstance(step := envelope.extra.get("ask_rows"), int):
-            self._spawn(self._send_rows(item.peer, step), f"rows of step {step}")
+            of = str(envelope.extra.get("of", TRAINING))
+            self._spawn(self._send_rows(item.peer, step, of), f"rows of {of}, step {step}")
 
     def _take_spans(self, device: str, spans: Any) -> None:
         try:
@@ -220,8 +241,12 @@ class Run:
                 groups = envelope.groups if envelope else ()
                 for index, slot in enumerate(slots):
                     self._slots[slot] = groups[index] if index < len(groups) else {}
-            case ev.WriteCheckpoint(version=version, is_final=is_final):
-                self._spawn(self._write_checkpoint(version, is_final), "checkpoint")
+            case ev.WriteCheckpoint():
+                self._spawn(self._write_checkpoint(action), "checkpoint")
+            case ev.WriteBest():
+                self._spawn(self._write_best(action), "best checkpoint")
+            case ev.Forget(version=version):
+                self._free(version)
             case ev.Announce(news=news):
                 self._on_news(news)
             case ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger):
@@ -229,18 +254,18 @@ class Run:
                 if is_stranger:
                     self._crew.transport.disconnect(sender, fault.text)
             case ev.Complete():
-                self._end(None)
+                self._spawn(self._complete(action), "result")
             case ev.HaltRun(fault=fault):
                 self._end(fault.error())
 
-    def _end(self, error: CrowdMeshError | None) -> None:
+    def _end(self, result: Outcome | CrowdMeshError) -> None:
         assert self._result is not None
         if self._result.done():
             return
-        if error is None:
-            self._result.set_result(self._final)
+        if isinstance(result, Outcome):
+            self._result.set_result(result)
         else:
-            self._result.set_exception(error)
+            self._result.set_exception(result)
 
     def _send(self, action: ev.SendMessage) -> None:
         message = action.message
@@ -269,25 +294,59 @@ class Run:
             logger.error("%s failed", name, exc_info=exc)
             self._put(ev.BodyFailed(fault=Fault.of(exc).within(name)))
 
-    async def _write_checkpoint(self, version: int, is_final: bool) -> None:
-        slots = [slot for slot in self._slots if slot.kind == "state" and slot.step == version]
+    def _state_slots(self, version: int) -> list[Slot]:
+        return [slot for slot in self._slots if slot.kind == "state" and slot.step == version]
+
+    def _arrays(self, version: int) -> dict[Key, np.ndarray]:
         arrays: dict[Key, np.ndarray] = {}
-        for slot in slots:
+        for slot in self._state_slots(version):
             arrays.update(self._slots[slot])
-        await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, self._meta)
-        for slot in slots:
+        return arrays
+
+    def _free(self, version: int) -> None:
+        for slot in self._state_slots(version):
             del self._slots[slot]
-        if is_final:
+
+    async def _write_checkpoint(self, action: ev.WriteCheckpoint) -> None:
+        version = action.version
+        arrays = self._arrays(version)
+        await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, self._meta)
+        if not action.hold:
+            self._free(version)
+        if action.is_final:
             self._final = arrays
         self._put(ev.CheckpointWritten(version=version))
 
-    async def _send_rows(self, device: str, step: int) -> None:
+    async def _write_best(self, action: ev.WriteBest) -> None:
+        best = {"metric": action.metric, "value": action.value}
+        meta = {**self._meta, "best": best}
+        arrays = self._arrays(action.version)
+        await asyncio.to_thread(self._folder.save_best, action.version, arrays, meta)
+        self._free(action.version)
+        self._put(ev.BestWritten(version=action.version))
+
+    async def _complete(self, action: ev.Complete) -> None:
+        arrays = self._final
+        if not arrays:  # it stopped before the last step: the result is its checkpoint
+            try:
+                kept = await asyncio.to_thread(self._folder.load_checkpoint)
+            except CrowdMeshError as exc:
+                self._end(exc)  # the machine is done: nobody else would end the run
+                return
+            assert kept.version == action.version, "nothing is written after a stop"
+            arrays = dict(kept.arrays)
+        self._end(Outcome(arrays=arrays, reason=action.reason))
+
+    async def _send_rows(self, device: str, step: int, of: str) -> None:
         """Answers a device that holds no copy of the source."""
         plan = self._start.plan
-        extra: dict[str, Any] = {"rows": step}
+        extra: dict[str, Any] = {"rows": step, "of": of}
         groups: tuple[Group, ...] = ()
         try:
-            inputs, targets = await asyncio.to_thread(self._source.batch, step)
+            source = self._sources.get(of)
+            if source is None:
+                raise ProtocolError(f"rows of {of!r}, of which there is no source")
+            inputs, targets = await asyncio.to_thread(source.batch, step)
             named: dict[Key, np.ndarray] = {}
             if device == plan.stages[0].device:
                 named.update(_leaves("inputs", inputs))
@@ -295,7 +354,8 @@ class Run:
                 named.update(_leaves("targets", targets))
             groups = (named,)
         except Exception as exc:  # user code: whatever it raises ends the run, named
-            extra["error"] = values.to_plain(Fault.of(exc).within(f"data source, step {step}"))
+            name = "data source, step" if of == TRAINING else "evaluation source, microbatch"
+            extra["error"] = values.to_plain(Fault.of(exc).within(f"{name} {step}"))
         await self._deliver(device, seal(Envelope(None, groups, extra)), Lane.BULK)
 
 

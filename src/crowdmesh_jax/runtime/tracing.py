@@ -49,6 +49,8 @@ class TraceWriter:
             for span in spans:
                 if span.device == stage.device and span.kind not in RECEIVES:
                     busy_s += span.end_s - span.start_s
+                    if span.kind == "evaluate":
+                        continue  # busy, but no part of the step
                     kind = span.kind if span.kind in sums else "update"
                     sums[kind] += span.end_s - span.start_s
             yield DeviceEvent(

@@ -6,7 +6,6 @@ plan, installed by the coordinator and run by agents. Decides nothing about the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import queue
@@ -22,18 +21,22 @@ import numpy as np
 
 from ..core import Crowd, PipelinePlan, Prediction, Timeline, predict, schedule_for
 from ..data import DataSource, ShippableSource, checked_batch, known_targets
-from ..errors import InvalidPlanError, JobError
+from ..errors import InvalidCrowdError, InvalidPlanError, JobError
 from ..export import assemble, build_bundles, initial_arrays
 from ..model import TrainingJob
 from ..programs import StageBundle, bundle_to_arrays
 from ..protocol import coordinator_events as ev
-from ..protocol.common import NonFinitePolicy, Tie
-from ..record import RunFolder
+from ..protocol.common import BestRule, NonFinitePolicy, Tie
+from ..record import Journal, RunFolder
+from .callbacks import Callback, Control
 from .crew import Crew, TransportName
+from .evaluation import EvaluationSet, best_rule, evaluated_names, prepare_evaluation
 from .memory import MemoryReport, memory_table
 from .predict import predict_run
 from .result import (
+    BestEvent,
     CheckpointEvent,
+    EvaluationEvent,
     MeasuredEvent,
     OnEvent,
     PhaseEvent,
@@ -41,7 +44,8 @@ from .result import (
     StepEvent,
     TrainResult,
 )
-from .run import Run, StageInstall
+from .resume import Resumed, job_meta, read_resumed, rewind_metrics
+from .run import Outcome, Run, StageInstall
 from .tracing import TraceWriter
 
 if TYPE_CHECKING:
@@ -68,15 +72,20 @@ def train(
     runs_dir: str | Path = "runs",
     name: str | None = None,
     checkpoint_every: int | None = None,
+    evaluate: Any = None,
+    keep_best: Any = None,
+    callbacks: Sequence[Callback] = (),
+    resume: str | Path | None = None,
     measure: bool = True,
     on_event: OnEvent | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Trains a model over the devices of a crowd.
 
     Args:
         crowd: A crowd, whose agents are launched for this run, or a `Crew` from `launch`.
         data: `batch(step)` gives the step's inputs and targets, `job.batch_size` rows each.
-        steps: Updates to make.
+        steps: Updates to make in all; with `resume`, those made before count.
         plan: Who runs which layers; "auto" profiles the job and asks `solver`. What `solve`
             returned may stand here too: the run's record then holds what it predicted.
         solver: For `plan="auto"`: a name or an object, see `partition`.
@@ -84,8 +93,19 @@ def train(
         transport: "grpc": one process per device; "memory": all in this process.
         runs_dir: Where the run's folder is made; `name` its name there.
         checkpoint_every: Steps between checkpoints; the last version is always kept.
+        evaluate: An evaluation set: an `ArraySource`, a pair of arrays, or `Evaluation(source,
+            every=50)`. The devices evaluate it between two steps, on their own parameters;
+            training is bit-equal with and without.
+        keep_best: "loss", "accuracy" or (metric, "min" or "max"): the state of the best evaluation
+            stays in the run's folder `best/`, beside `checkpoint/`.
+        callbacks: Called in this thread with (event, `Control`): they may stop the run or ask for a
+            checkpoint, see `crowdmesh_jax.callbacks`. What one raises ends the run.
+        resume: A run's folder: goes on from its newest checkpoint, in the same folder. The crowd
+            and the plan may be others; with plan="auto" its own plan is used if the crowd has its
+            devices.
         measure: Time each stage alone before the run, to predict the step.
         on_event: Called in this thread with what happens (see `RunEvent`).
+        notes: JSON-able, written into the run's `config.toml`.
 
     Returns:
         Losses, the trained trees, and where the run's folder is.
@@ -93,18 +113,37 @@ def train(
     Raises:
         InputError: Job, plan, crowd or data do not fit together; nothing was started.
         InfeasibleError: (`plan="auto"`) no assignment fits.
+        RecordError: (`resume`) no checkpoint, or a damaged one, of a newer format or another job.
         AgentLostError: A device died; its name, what it held, how far the run is.
         NonFiniteLossError: The loss is not finite; parameters from before it are kept.
         InterruptedRunError: Ctrl-C; the last committed version is kept.
     """
-    tell = on_event or _ignore
     if not isinstance(steps, int) or steps < 1:
         raise JobError(f"steps must be an integer >= 1, got {steps!r}")
     example = checked_batch(data, 0, job.batch_size)
     inputs_spec, targets_spec = job.microbatch_specs(example)
     job.check(inputs_spec, targets_spec)
     job.check_targets(inputs_spec, *known_targets(data, example))
+    evaluation = prepare_evaluation(evaluate, job, inputs_spec, targets_spec)
+    if evaluation is not None:
+        held_out = evaluation.source
+        known, where = known_targets(held_out, held_out.batch(0))
+        job.check_targets(inputs_spec, known, f"evaluation {where}")
+    rule = best_rule(keep_best, job)
+    if rule is not None and evaluation is None:
+        raise JobError("keep_best needs an evaluation: give evaluate=")
+    if resume is not None and name is not None:
+        raise JobError(f"resume goes on in its own folder: leave out name={name!r}")
+    control = Control(evaluated_names(job) if evaluation is not None else ())
+    tell = _teller(on_event, callbacks, control)
     with ExitStack() as stack:
+        arrays = initial_arrays(job, inputs_spec)
+        resumed, folder, events = None, None, None
+        if resume is not None:
+            folder = RunFolder.open(resume)
+            events = stack.enter_context(folder.events())
+            resumed = read_resumed(folder, events, job, arrays, steps=steps, rule=rule)
+            arrays = resumed.arrays
         if isinstance(crowd, Crew):
             crew = crowd
             crew.check_alive()
@@ -112,7 +151,10 @@ def train(
             crew = Crew(crowd, transport=transport)
             stack.callback(crew.close)
         prediction = None
-        if not isinstance(plan, str | PipelinePlan):
+        own = _own_plan(resumed, job, crew.crowd) if plan == "auto" else None
+        if own is not None:
+            plan = own
+        elif not isinstance(plan, str | PipelinePlan):
             prediction = getattr(plan, "predicted", None)
             plan = getattr(plan, "plan", plan)
         elif isinstance(plan, str):
@@ -131,18 +173,58 @@ def train(
         _check_plan(plan, job, crew.crowd)
         tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
         bundles = build_bundles(job, plan, inputs_spec, targets_spec)
-        arrays = initial_arrays(job, inputs_spec)
-        folder = RunFolder.create(runs_dir, name)
+        if folder is None or events is None:
+            folder = RunFolder.create(runs_dir, name)
+            events = stack.enter_context(folder.events())
         if crew is not crowd:
             tell(PhaseEvent(phase="launch", detail=crew.emulation.describe()))
             crew.log_dir = folder.path / "logs"
             crew.start()
-        session = _Session(job, crew, data, plan, bundles, folder, steps, tell, prediction)
-        return session.run(arrays, inputs_spec, checkpoint_every=checkpoint_every, measure=measure)
+        session = _Session(
+            job=job,
+            crew=crew,
+            data=data,
+            evaluation=evaluation,
+            rule=rule,
+            resumed=resumed,
+            plan=plan,
+            bundles=bundles,
+            folder=folder,
+            steps=steps,
+            tell=tell,
+            control=control,
+            prediction=prediction,
+            notes=notes,
+        )
+        return session.run(
+            arrays, inputs_spec, events, checkpoint_every=checkpoint_every, measure=measure
+        )
 
 
-def _ignore(event: RunEvent) -> None:
-    pass
+def _teller(
+    on_event: OnEvent | None, callbacks: Sequence[Callback], control: Control
+) -> Callable[[RunEvent], None]:
+    callbacks = tuple(callbacks)
+
+    def tell(event: RunEvent) -> None:
+        if on_event is not None:
+            on_event(event)
+        for callback in callbacks:
+            callback(event, control)
+
+    return tell
+
+
+def _own_plan(resumed: Resumed | None, job: TrainingJob, crowd: Crowd) -> PipelinePlan | None:
+    """A resumed run's own plan, if it can run on this crowd."""
+    if resumed is None or resumed.plan is None:
+        return None
+    try:
+        _check_plan(resumed.plan, job, crowd)
+    except (InvalidPlanError, InvalidCrowdError) as exc:
+        logger.warning("the run's own plan does not fit this crowd (%s): planning anew", exc)
+        return None
+    return resumed.plan
 
 
 def _check_plan(plan: PipelinePlan, job: TrainingJob, crowd: Crowd) -> None:
@@ -161,31 +243,34 @@ def _check_plan(plan: PipelinePlan, job: TrainingJob, crowd: Crowd) -> None:
             raise InvalidPlanError(f"the plan joins {upper!r} and {lower!r}, which have no link")
 
 
-def job_sha256(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> str:
-    """Identifies a job by what a checkpoint must fit: leaves, batch, microbatches, seed."""
-    leaves = sorted((*key, str(a.dtype), list(a.shape)) for key, a in arrays.items())
-    text = json.dumps([leaves, job.batch_size, job.microbatches, job.seed])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class _Session:
     """One call of `train` once everything fits: what the news say, until the result."""
 
     def __init__(
         self,
+        *,
         job: TrainingJob,
         crew: Crew,
         data: DataSource,
+        evaluation: EvaluationSet | None,
+        rule: BestRule | None,
+        resumed: Resumed | None,
         plan: PipelinePlan,
         bundles: Sequence[StageBundle],
         folder: RunFolder,
         steps: int,
         tell: Callable[[RunEvent], None],
+        control: Control,
         prediction: Prediction | None,
+        notes: Mapping[str, Any] | None,
     ) -> None:
         self.job, self.crew, self.data, self.plan = job, crew, data, plan
         self.bundles, self.folder, self.steps, self.tell = bundles, folder, steps, tell
-        self.prediction = prediction
+        self.evaluation, self.rule, self.resumed = evaluation, rule, resumed
+        self.control, self.prediction, self.notes = control, prediction, notes
+        self.base = resumed.version if resumed is not None else 0
+        self.evaluations: dict[int, Mapping[str, float]] = {}
+        self.best_version: int | None = None
         self.losses: list[float] = []
         self.metrics: dict[str, list[float]] = {}
         self.step_times: list[float] = []
@@ -198,21 +283,28 @@ class _Session:
         self,
         arrays: Mapping[Key, np.ndarray],
         inputs_spec: Any,
+        events: Journal,
         *,
         checkpoint_every: int | None,
         measure: bool,
     ) -> TrainResult:
-        job, folder, plan = self.job, self.folder, self.plan
-        digest = job_sha256(job, arrays)
-        meta = {"job_sha256": digest, "plan": plan.digest(), "steps": self.steps}
+        job, folder, plan, resumed = self.job, self.folder, self.plan, self.resumed
+        meta = {**job_meta(job, arrays), "plan": plan.digest(), "steps": self.steps}
+        digest = meta["job_sha256"]
         folder.write_config(self._config(digest, checkpoint_every))
         folder.write_plan(plan)
-        # Version 0 must be safe before step 0: it is what every rollback can fall back on.
-        folder.save_checkpoint(0, arrays, meta)
+        if resumed is None:
+            # Version 0 must be safe before step 0: it is what every rollback can fall back on.
+            folder.save_checkpoint(0, arrays, meta)
+        keeps_state = self.rule is not None
         start = ev.Start(
             plan=plan,
             schedule=schedule_for(plan),
             steps=self.steps,
+            base=self.base,
+            evaluation=self.evaluation and self.evaluation.plan(keeps_state=keeps_state),
+            keep_best=self.rule,
+            best=resumed.best if resumed is not None else None,
             ties=_ties(job),
             layer_names=tuple(layer.name for layer in job.model.layers),
             on_nonfinite=NonFinitePolicy(job.on_nonfinite),
@@ -220,15 +312,19 @@ class _Session:
             measure_repeats=MEASURE_REPEATS if measure else 0,
             config_sha256=digest,
         )
-        with folder.events() as events, folder.metrics() as self.metric_lines:
+        with folder.metrics() as self.metric_lines:
+            rewind_metrics(self.metric_lines, self.base)
             run = Run(
                 self.crew,
                 folder,
                 events,
                 start,
                 run=f"{folder.name}-{secrets.token_hex(4)}",
+                term=resumed.term if resumed is not None else 0,
+                epoch=resumed.epoch if resumed is not None else 0,
                 installs=[self._install(bundle, arrays) for bundle in self.bundles],
                 source=self.data,
+                eval_source=self.evaluation.source if self.evaluation is not None else None,
                 on_news=self._news.put,
                 on_spans=self._news.put,
                 on_memory=self._news.put,
@@ -241,7 +337,7 @@ class _Session:
                 if self.crew.transport_name != "memory":  # there all devices are one process
                     manifests = [bundle.manifest for bundle in self.bundles]
                     folder.write_memory(memory_table(plan, manifests, self.memory))
-        trained = assemble(job, inputs_spec, final)
+        trained = assemble(job, inputs_spec, final.arrays)
         measured = self.step_times[WARMUP_STEPS:] or self.step_times
         return TrainResult(
             losses=np.asarray(self.losses, np.float32),
@@ -253,6 +349,12 @@ class _Session:
             prediction=self.prediction,
             predicted_step_s=self.timeline.step_s if self.timeline else float("nan"),
             measured_step_s=statistics.median(measured) if measured else float("nan"),
+            first_step=self.base,
+            evaluations=self.evaluations,
+            evaluated_rows=self.evaluation.rows if self.evaluation is not None else 0,
+            left_out_rows=self.evaluation.left_out_rows if self.evaluation is not None else 0,
+            best_version=self.best_version,
+            stopped=final.reason or None,
             run_dir=folder.path,
         )
 
@@ -273,8 +375,22 @@ class _Session:
                 "checkpoint_every": checkpoint_every,
                 "transport": self.crew.transport_name,
                 "data": repr(self.data),
+                "evaluate": self._evaluation_config(),
+                "keep_best": None if self.rule is None else [self.rule.metric, self.rule.mode],
+                "resumed_at": self.base or None,
             },
+            "notes": self.notes,
             "crowd": self.crew.crowd,
+        }
+
+    def _evaluation_config(self) -> dict[str, Any] | None:
+        evaluation = self.evaluation
+        if evaluation is None:
+            return None
+        return {
+            "every": evaluation.every,
+            "rows": evaluation.rows,
+            "left_out_rows": evaluation.left_out_rows,
         }
 
     def _install(self, bundle: StageBundle, arrays: Mapping[Key, np.ndarray]) -> StageInstall:
@@ -287,10 +403,12 @@ class _Session:
             group[leaf.key] = arrays[role, leaf.layer, leaf.path]
         extra: dict[str, Any] = {"manifest": text, "links": self._links(manifest.stage)}
         first, last = manifest.stage == 0, manifest.stage == manifest.num_stages - 1
-        if (first or last) and isinstance(self.data, ShippableSource):
-            extra["data"] = json.dumps(self.data.spec())
-            for name, array in self.data.arrays(inputs=first, targets=last).items():
-                group["data", name, ""] = array
+        sources = {"data": self.data, "eval_data": self.evaluation and self.evaluation.source}
+        for role, source in sources.items():
+            if (first or last) and isinstance(source, ShippableSource):
+                extra[role] = json.dumps(source.spec())
+                for name, array in source.arrays(inputs=first, targets=last).items():
+                    group[role, name, ""] = array
         return StageInstall(arrays=group, extra=extra)
 
     def _links(self, stage: int) -> dict[str, list[float]]:
@@ -311,10 +429,11 @@ class _Session:
 
     # News ----------------------------------------------------------------------------------------
 
-    def _await(self, run: Run) -> dict[Key, np.ndarray]:
+    def _await(self, run: Run) -> Outcome:
         """Shows news in the caller's thread until the run ends; Ctrl-C asks it to stop."""
         ended = object()
-        future: Future[dict[Key, np.ndarray]] = self.crew.begin(run.run())
+        future: Future[Outcome] = self.crew.begin(run.run())
+        self.control.bind(lambda event: self.crew.soon(lambda: run.ask(event)))
         future.add_done_callback(lambda _: self._news.put(ended))
         while True:
             try:
@@ -350,9 +469,22 @@ class _Session:
                 self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
             case ev.StepShown():
                 self._show_step(news)
+            case ev.EvaluationShown(version=version, values=values):
+                self._show_evaluation(version, values)
             case ev.CheckpointKept(version=version):
                 path = self.folder.checkpoint_path
                 self.tell(CheckpointEvent(version=version, path=path))
+            case ev.BestKept(version=version, metric=metric, value=value):
+                self.best_version = version
+                path = self.folder.best_path
+                self.tell(BestEvent(version=version, metric=metric, value=value, path=path))
+
+    def _show_evaluation(self, version: int, values: Mapping[str, float]) -> None:
+        assert self.evaluation is not None
+        self.evaluations[version] = dict(values)
+        row = {name: _jsonable(value) for name, value in values.items()}
+        self.metric_lines.append({"version": version, "eval": row})
+        self.tell(EvaluationEvent(version=version, values=values, rows=self.evaluation.rows))
 
     def _show_step(self, news: ev.StepShown) -> None:
         values = dict(news.values)
@@ -360,11 +492,12 @@ class _Session:
         self.losses.append(loss)
         for name, value in values.items():
             self.metrics.setdefault(name, []).append(value)
-        if news.step_s is not None:
+        if news.step_s is not None and not news.has_evaluated:
             self.step_times.append(news.step_s)
         self.metric_lines.append(
             {"step": news.step, "loss": _jsonable(loss), "step_s": news.step_s}
             | {name: _jsonable(value) for name, value in values.items()}
+            | ({"has_evaluated": True} if news.has_evaluated else {})
         )
         for event in self.trace.device_events(news.step, news.step_s):
             self.tell(event)

@@ -1,0 +1,190 @@
+"""Going on from a run's folder, on the same crowd or another, and reading what a run kept.
+
+A checkpoint is checked whole and compared with the job before anything is launched. Data, random
+numbers and optimizer counts follow from the version, so nothing else needs to be remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import PipelinePlan
+from ..errors import CrowdMeshError, JobError, RecordError
+from ..export import TrainState, assemble, initial_arrays
+from ..model import TrainingJob
+from ..protocol.common import BestRule
+from ..record import Checkpoint, Journal, RunFolder, load_checkpoint, read_manifest
+from ..record.checkpoint import MANIFEST
+
+Key = tuple[str, str, str]
+SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What an earlier start of a run left."""
+
+    version: int
+    arrays: Mapping[Key, np.ndarray] = field(repr=False)
+    plan: PipelinePlan | None
+    best: float | None
+    """Value of the best version kept, by the same rule; None: none was."""
+    term: int
+    epoch: int
+
+
+def job_sha256(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> str:
+    """Identifies a job by what a checkpoint must fit: leaves, batch, microbatches, seed."""
+    leaves = sorted((*key, str(a.dtype), list(a.shape)) for key, a in arrays.items())
+    text = json.dumps([leaves, job.batch_size, job.microbatches, job.seed])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def job_meta(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its job: the hash, and what a person can compare."""
+    return {
+        "job_sha256": job_sha256(job, arrays),
+        "job": {
+            "model": job.model.name,
+            "batch_size": job.batch_size,
+            "microbatches": job.microbatches,
+            "seed": job.seed,
+        },
+    }
+
+
+def read_resumed(
+    folder: RunFolder,
+    events: Journal,
+    job: TrainingJob,
+    fresh: Mapping[Key, np.ndarray],
+    *,
+    steps: int,
+    rule: BestRule | None,
+) -> Resumed:
+    """The newest checkpoint of a run and what goes with it.
+
+    Args:
+        events: The run's journal, opened: nobody else trains it.
+        fresh: The job's initial arrays, whose names, shapes and dtypes the checkpoint must have.
+
+    Raises:
+        RecordError: No checkpoint, a damaged one, one of a newer format or of another job.
+        JobError: It has all the steps that are asked for.
+    """
+    checkpoint = load_checkpoint(folder.checkpoint_path)
+    check_job(folder.checkpoint_path, checkpoint, job, fresh)
+    if steps <= checkpoint.version:
+        raise JobError(
+            f"{folder.path} has made {checkpoint.version} steps; steps={steps} in all leaves"
+            f" nothing to do. Give a larger number, steps={2 * checkpoint.version} say"
+        )
+    terms = [r["term"] for r in events.records if r.get("kind") == "Term"]
+    epochs = [r["epoch"] for r in events.records if r.get("kind") == "Epoch"]
+    try:
+        plan = folder.read_plan()
+    except CrowdMeshError:
+        plan = None  # it can be made anew
+    return Resumed(
+        version=checkpoint.version,
+        arrays=checkpoint.arrays,
+        plan=plan,
+        best=_best_value(folder, rule),
+        term=max(terms, default=0),
+        epoch=max(epochs, default=0),
+    )
+
+
+def _best_value(folder: RunFolder, rule: BestRule | None) -> float | None:
+    if rule is None or not (folder.best_path / MANIFEST).exists():
+        return None
+    best = read_manifest(folder.best_path).meta.get("best")
+    if not isinstance(best, Mapping) or best.get("metric") != rule.metric:
+        return None
+    value = best.get("value")
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def check_job(
+    path: Path, checkpoint: Checkpoint, job: TrainingJob, fresh: Mapping[Key, np.ndarray]
+) -> None:
+    """Refuses a checkpoint of another job, and says in what it differs.
+
+    Raises:
+        RecordError: Batch, seed, or a leaf is another.
+    """
+    if checkpoint.meta.get("job_sha256") == job_sha256(job, fresh):
+        return
+    found = list(_differences(checkpoint, job, fresh))
+    told = "\n".join(f"  differs  {line}" for line in found[:SHOWN_DIFFERENCES])
+    more = len(found) - SHOWN_DIFFERENCES
+    told += f"\n  differs  {more} more" if more > 0 else ""
+    raise RecordError(
+        f"{path}: checkpoint of another job\n"
+        f"{told or '  differs  the hash of its job'}\n"
+        "  try      the model, optimizer, batch_size, microbatches and seed of that run"
+    )
+
+
+def _differences(
+    checkpoint: Checkpoint, job: TrainingJob, fresh: Mapping[Key, np.ndarray]
+) -> Iterator[str]:
+    theirs = checkpoint.meta.get("job")
+    ours = job_meta(job, fresh)["job"]
+    for name, value in ours.items():
+        if isinstance(theirs, Mapping) and theirs.get(name) != value:
+            yield f"{name}: {theirs.get(name)!r} in the checkpoint, {value!r} in this job"
+    stored = checkpoint.arrays
+    for key in sorted({*stored, *fresh}):
+        if key not in fresh:
+            yield f"{_name(key)}: only in the checkpoint"
+        elif key not in stored:
+            yield f"{_name(key)}: only in this job"
+        elif (was := _spec(stored[key])) != (now := _spec(fresh[key])):
+            yield f"{_name(key)}: {was} in the checkpoint, {now} in this job"
+
+
+def _name(key: Sequence[str]) -> str:
+    return f"{key[0]} {key[1]}/{key[2]}" if key[1] else f"{key[0]} {key[2]}"
+
+
+def _spec(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def rewind_metrics(metrics: Journal, version: int) -> None:
+    """Drops rows of steps at and after `version`, which will be made again."""
+    kept = [
+        row
+        for row in metrics.records
+        if row.get("step", -1) < version and row.get("version", 0) <= version
+    ]
+    if len(kept) < len(metrics.records):
+        metrics.rewrite(kept)
+
+
+def restore(path: str | Path, job: TrainingJob, example_batch: tuple[Any, Any]) -> TrainState:
+    """The trees of a checkpoint: parameters, layer statistics, optimizer state.
+
+    Args:
+        path: A run's folder (its newest checkpoint), or a checkpoint: `run/best`, say.
+        job: The job that made it.
+        example_batch: (inputs, targets) of one step, for their shapes.
+
+    Raises:
+        RecordError: No checkpoint, a damaged one, one of a newer format or of another job.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).exists() and (folder / "checkpoint").is_dir():
+        folder = folder / "checkpoint"
+    checkpoint = load_checkpoint(folder)
+    inputs_spec, _ = job.microbatch_specs(example_batch)
+    check_job(folder, checkpoint, job, initial_arrays(job, inputs_spec))
+    return assemble(job, inputs_spec, checkpoint.arrays)
