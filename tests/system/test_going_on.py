@@ -74,6 +74,13 @@ class Script:
         out, _ = self.process.communicate(timeout=60)
         return out
 
+    def result(self) -> str:
+        """What it ends with; it ends well."""
+        line = self.until("result")
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+        return line
+
 
 def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -97,11 +104,9 @@ def test_runs_go_on_bit_for_bit_after_ctrl_c_and_after_a_killed_coordinator(tmp_
 
     steps = second + 15
     last = Script(tmp_path, "run", steps, "resume")
-    result = last.until("result")
-    assert last.process.wait(timeout=60) == 0
+    result = last.result()
     whole = Script(tmp_path, "whole", steps)
-    assert whole.until("result") == result
-    assert whole.process.wait(timeout=60) == 0
+    assert whole.result() == result
 
     rows, wanted = rows_of(tmp_path / "run"), rows_of(tmp_path / "whole")
     losses = {row["step"]: row["loss"] for row in rows if "step" in row}
