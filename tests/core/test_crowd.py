@@ -116,13 +116,19 @@ def test_a_crowd_file_is_read_and_a_bad_one_told_by_path(tmp_path):
 
 
 LAYER = LayerProfile(name="dense", forward_flops=1.0, backward_flops=2.0)
-NUMBERS = [f.name for f in dataclasses.fields(LayerProfile) if f.name != "name"]
+NUMBERS = [f.name for f in dataclasses.fields(LayerProfile) if f.name not in ("name", "borrows")]
 
 
 @given(st.sampled_from(NUMBERS), st.sampled_from([-1, math.nan, math.inf]))
 def test_a_layer_profile_names_the_layer_and_the_figure(field, bad):
     with pytest.raises(InvalidValueError, match=f"layer 'dense': {field} must be finite and >= 0"):
         dataclasses.replace(LAYER, **{field: bad})
+
+
+@given(st.sampled_from([-1, math.nan, math.inf]))
+def test_a_layer_profile_names_whom_it_borrows_from_for_bytes_that_are_none(bad):
+    with pytest.raises(InvalidValueError, match=r"layer 'dense': bytes borrowed of 'embed' must"):
+        dataclasses.replace(LAYER, borrows=(("embed", bad),))
 
 
 def test_a_model_profile_refuses_what_is_none():

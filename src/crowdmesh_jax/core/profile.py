@@ -50,6 +50,12 @@ class LayerProfile:
                 raise InvalidValueError(
                     f"layer {self.name!r}: {name} must be finite and >= 0, got {value}"
                 )
+        for owner, value in self.borrows:
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidValueError(
+                    f"layer {self.name!r}: bytes borrowed of {owner!r} must be finite and >= 0,"
+                    f" got {value}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
