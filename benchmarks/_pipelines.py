@@ -13,7 +13,7 @@ from _workloads import Workload
 import crowdmesh_jax as cm
 from crowdmesh_jax.runtime.crew import Crew
 from crowdmesh_jax.runtime.result import StepEvent
-from crowdmesh_jax.runtime.train import WARMUP_STEPS
+from crowdmesh_jax.runtime.session import WARMUP_STEPS
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 

@@ -118,6 +118,19 @@ def test_each_hop_is_timed_before_the_run_over_the_link_as_it_is_emulated(transp
     assert not asyncio.all_tasks(agents._loop), "emulated links end with their agents"
 
 
+def test_timing_the_stages_before_a_run_changes_nothing_of_it(crew, tmp_path):
+    made = family("lenet")  # statistics, dropout, accumulators that measuring overwrites
+    job = made.job(optax.adam(1e-2))
+    fields = {"steps": 3, "plan": plan_for(job, crew), "runs_dir": tmp_path}
+    timed = cm.train(job, crew, made.source(), measure=True, **fields)
+    plain = cm.train(job, crew, made.source(), measure=False, **fields)
+    assert timed.predicted_step_s > 0
+    assert timed.losses.tolist() == plain.losses.tolist()
+    for part in ("params", "state", "opt_state"):
+        ours, theirs = (jax.tree.leaves(getattr(run, part)) for run in (timed, plain))
+        assert [np.asarray(a).tobytes() for a in ours] == [np.asarray(b).tobytes() for b in theirs]
+
+
 def test_agents_serve_one_run_after_another_and_a_source_that_stays_at_home(crew, tmp_path):
     made = family("mlp")
     job = made.job(optax.sgd(0.1))

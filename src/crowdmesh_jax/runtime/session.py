@@ -1,0 +1,332 @@
+"""One call of `train` once everything fits: what the agents get, what the news say, the result.
+
+Keeps the run's folder and tells the caller. Knows nothing of plans being made or agents launched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import secrets
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from ..core import PipelinePlan, Prediction, Timeline, schedule_for
+from ..data import DataSource, ShippableSource
+from ..export import assemble
+from ..model import TrainingJob
+from ..programs import StageBundle, bundle_to_arrays
+from ..protocol import coordinator_events as ev
+from ..protocol.common import BestRule, NonFinitePolicy, Tie
+from ..record import Journal, RunFolder
+from .callbacks import Control
+from .crew import Crew
+from .evaluation import EvaluationSet
+from .memory import MemoryReport, memory_table
+from .predict import predict_run
+from .result import (
+    BestEvent,
+    CheckpointEvent,
+    EvaluationEvent,
+    MeasuredEvent,
+    PhaseEvent,
+    RunEvent,
+    StepEvent,
+    TrainResult,
+)
+from .resume import Resumed, job_meta, rewind_metrics
+from .run import Outcome, Run, StageInstall
+from .tracing import TraceWriter
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, str]
+MEASURE_REPEATS = 5
+WARMUP_STEPS = 2
+"""Left out of the measured step time: caches and queues fill."""
+
+
+class Session:
+    """One call of `train` once everything fits: what the news say, until the result."""
+
+    def __init__(
+        self,
+        *,
+        job: TrainingJob,
+        crew: Crew,
+        data: DataSource,
+        evaluation: EvaluationSet | None,
+        rule: BestRule | None,
+        resumed: Resumed | None,
+        plan: PipelinePlan,
+        bundles: Sequence[StageBundle],
+        folder: RunFolder,
+        steps: int,
+        tell: Callable[[RunEvent], None],
+        control: Control,
+        prediction: Prediction | None,
+        notes: Mapping[str, Any] | None,
+    ) -> None:
+        self.job, self.crew, self.data, self.plan = job, crew, data, plan
+        self.bundles, self.folder, self.steps, self.tell = bundles, folder, steps, tell
+        self.evaluation, self.rule, self.resumed = evaluation, rule, resumed
+        self.control, self.prediction, self.notes = control, prediction, notes
+        self.base = resumed.version if resumed is not None else 0
+        self.evaluations: dict[int, Mapping[str, float]] = {}
+        self.best_version: int | None = None
+        self.losses: list[float] = []
+        self.metrics: dict[str, list[float]] = {}
+        self.step_times: list[float] = []
+        self.timeline: Timeline | None = None
+        self.memory: dict[str, MemoryReport] = {}
+        self.trace = TraceWriter(plan)
+        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(
+        self,
+        arrays: Mapping[Key, np.ndarray],
+        inputs_spec: Any,
+        events: Journal,
+        *,
+        checkpoint_every: int | None,
+        measure: bool,
+    ) -> TrainResult:
+        job, folder, plan, resumed = self.job, self.folder, self.plan, self.resumed
+        meta = {**job_meta(job, arrays), "plan": plan.digest(), "steps": self.steps}
+        digest = meta["job_sha256"]
+        folder.write_config(self._config(digest, checkpoint_every))
+        folder.write_plan(plan)
+        if resumed is None:
+            # Version 0 must be safe before step 0: it is what every rollback can fall back on.
+            folder.save_checkpoint(0, arrays, meta)
+        keeps_state = self.rule is not None
+        start = ev.Start(
+            plan=plan,
+            schedule=schedule_for(plan),
+            steps=self.steps,
+            base=self.base,
+            evaluation=self.evaluation and self.evaluation.plan(keeps_state=keeps_state),
+            keep_best=self.rule,
+            best=resumed.best if resumed is not None else None,
+            ties=_ties(job),
+            layer_names=tuple(layer.name for layer in job.model.layers),
+            on_nonfinite=NonFinitePolicy(job.on_nonfinite),
+            snapshot_every=checkpoint_every,
+            measure_repeats=MEASURE_REPEATS if measure else 0,
+            config_sha256=digest,
+        )
+        with folder.metrics() as self.metric_lines:
+            rewind_metrics(self.metric_lines, self.base)
+            run = Run(
+                self.crew,
+                folder,
+                events,
+                start,
+                run=f"{folder.name}-{secrets.token_hex(4)}",
+                term=resumed.term if resumed is not None else 0,
+                epoch=resumed.epoch if resumed is not None else 0,
+                installs=[self._install(bundle, arrays) for bundle in self.bundles],
+                source=self.data,
+                eval_source=self.evaluation.source if self.evaluation is not None else None,
+                on_news=self._news.put,
+                on_spans=self._news.put,
+                on_memory=self._news.put,
+                meta=meta,
+            )
+            try:
+                final = self._await(run)
+            finally:
+                folder.write_trace(self.trace.finish())
+                if self.crew.transport_name != "memory":  # there all devices are one process
+                    manifests = [bundle.manifest for bundle in self.bundles]
+                    folder.write_memory(memory_table(plan, manifests, self.memory))
+        trained = assemble(job, inputs_spec, final.arrays)
+        measured = self.step_times[WARMUP_STEPS:] or self.step_times
+        return TrainResult(
+            losses=np.asarray(self.losses, np.float32),
+            params=trained.params,
+            state=trained.state,
+            opt_state=trained.opt_state,
+            metrics={name: np.asarray(row) for name, row in self.metrics.items()},
+            plan=plan,
+            prediction=self.prediction,
+            predicted_step_s=self.timeline.step_s if self.timeline else float("nan"),
+            measured_step_s=statistics.median(measured) if measured else float("nan"),
+            first_step=self.base,
+            evaluations=self.evaluations,
+            evaluated_rows=self.evaluation.rows if self.evaluation is not None else 0,
+            left_out_rows=self.evaluation.left_out_rows if self.evaluation is not None else 0,
+            best_version=self.best_version,
+            stopped=final.reason or None,
+            run_dir=folder.path,
+        )
+
+    def _config(self, digest: str, checkpoint_every: int | None) -> dict[str, Any]:
+        job = self.job
+        return {
+            "job": {
+                "model": job.model.name,
+                "layers": [layer.name for layer in job.model.layers],
+                "batch_size": job.batch_size,
+                "microbatches": job.microbatches,
+                "seed": job.seed,
+                "on_nonfinite": job.on_nonfinite,
+                "sha256": digest,
+            },
+            "run": {
+                "steps": self.steps,
+                "checkpoint_every": checkpoint_every,
+                "transport": self.crew.transport_name,
+                "data": repr(self.data),
+                "evaluate": self._evaluation_config(),
+                "keep_best": None if self.rule is None else [self.rule.metric, self.rule.mode],
+                "resumed_at": self.base or None,
+            },
+            "notes": self.notes,
+            "crowd": self.crew.crowd,
+        }
+
+    def _evaluation_config(self) -> dict[str, Any] | None:
+        evaluation = self.evaluation
+        if evaluation is None:
+            return None
+        return {
+            "every": evaluation.every,
+            "rows": evaluation.rows,
+            "left_out_rows": evaluation.left_out_rows,
+        }
+
+    def _install(self, bundle: StageBundle, arrays: Mapping[Key, np.ndarray]) -> StageInstall:
+        """What one stage gets: programs, its part of the state, its part of the data."""
+        manifest = bundle.manifest
+        text, programs = bundle_to_arrays(bundle)
+        group: dict[Key, Any] = {("program", name, ""): data for name, data in programs.items()}
+        for leaf in manifest.resident:
+            role = "param" if leaf.role == "borrowed" else leaf.role
+            group[leaf.key] = arrays[role, leaf.layer, leaf.path]
+        extra: dict[str, Any] = {"manifest": text, "links": self._links(manifest.stage)}
+        first, last = manifest.stage == 0, manifest.stage == manifest.num_stages - 1
+        sources = {"data": self.data, "eval_data": self.evaluation and self.evaluation.source}
+        for role, source in sources.items():
+            if (first or last) and isinstance(source, ShippableSource):
+                extra[role] = json.dumps(source.spec())
+                for name, array in source.arrays(inputs=first, targets=last).items():
+                    group[role, name, ""] = array
+        return StageInstall(arrays=group, extra=extra)
+
+    def _links(self, stage: int) -> dict[str, list[float]]:
+        """Links to emulate: those of the plan that are slower than the loopback."""
+        from ..core.crowd import LOOPBACK_BYTES_PER_S, LOOPBACK_LATENCY_S
+
+        me = self.plan.devices[stage]
+        links = {}
+        for other in (stage - 1, stage + 1):
+            if not 0 <= other < len(self.plan.stages):
+                continue
+            link = self.crew.crowd.link(me, self.plan.devices[other])
+            assert link is not None, "checked against the crowd"
+            real = link.bandwidth_bytes_per_s >= LOOPBACK_BYTES_PER_S
+            if not (real and link.latency_s <= LOOPBACK_LATENCY_S):
+                links[link.target] = [link.bandwidth_bytes_per_s, link.latency_s]
+        return links
+
+    # News ----------------------------------------------------------------------------------------
+
+    def _await(self, run: Run) -> Outcome:
+        """Shows news in the caller's thread until the run ends; Ctrl-C asks it to stop."""
+        ended = object()
+        future: Future[Outcome] = self.crew.begin(run.run())
+        self.control.bind(lambda event: self.crew.soon(lambda: run.ask(event)))
+        future.add_done_callback(lambda _: self._news.put(ended))
+        while True:
+            try:
+                news = self._news.get()
+                if news is ended:
+                    return future.result()
+                self._show(news)
+            except KeyboardInterrupt:
+                logger.warning("stopping after this step; Ctrl-C again stops now")
+                self.crew.soon(run.interrupt)
+            except BaseException:
+                # The user's callback raised: end the run before the error goes up.
+                self.crew.soon(run.interrupt)
+                self.crew.soon(run.interrupt)
+                future.exception(timeout=10.0)
+                raise
+
+    def _show(self, news: Any) -> None:
+        match news:
+            case list():
+                self.trace.add(news)
+            case MemoryReport():
+                self.memory[news.device] = news
+            case ev.PhaseChanged(phase=phase, devices=devices):
+                self.tell(PhaseEvent(phase=phase, detail=", ".join(devices)))
+            case ev.StageTimes(seconds=seconds):
+                manifests = [bundle.manifest for bundle in self.bundles]
+                prediction, self.timeline = predict_run(
+                    self.plan, manifests, self.crew.crowd, seconds, self.prediction
+                )
+                self.folder.write_prediction(prediction)
+                self.trace.predicted = self.timeline
+                self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
+            case ev.StepShown():
+                self._show_step(news)
+            case ev.EvaluationShown(version=version, values=values):
+                self._show_evaluation(version, values)
+            case ev.CheckpointKept(version=version):
+                path = self.folder.checkpoint_path
+                self.tell(CheckpointEvent(version=version, path=path))
+            case ev.BestKept(version=version, metric=metric, value=value):
+                self.best_version = version
+                path = self.folder.best_path
+                self.tell(BestEvent(version=version, metric=metric, value=value, path=path))
+
+    def _show_evaluation(self, version: int, values: Mapping[str, float]) -> None:
+        assert self.evaluation is not None
+        self.evaluations[version] = dict(values)
+        row = {name: _jsonable(value) for name, value in values.items()}
+        self.metric_lines.append({"version": version, "eval": row})
+        self.tell(EvaluationEvent(version=version, values=values, rows=self.evaluation.rows))
+
+    def _show_step(self, news: ev.StepShown) -> None:
+        values = dict(news.values)
+        loss = values.pop("loss")
+        self.losses.append(loss)
+        for name, value in values.items():
+            self.metrics.setdefault(name, []).append(value)
+        if news.step_s is not None and not news.has_evaluated:
+            self.step_times.append(news.step_s)
+        self.metric_lines.append(
+            {"step": news.step, "loss": _jsonable(loss), "step_s": news.step_s}
+            | {name: _jsonable(value) for name, value in values.items()}
+            | ({"has_evaluated": True} if news.has_evaluated else {})
+        )
+        for event in self.trace.device_events(news.step, news.step_s):
+            self.tell(event)
+        self.tell(
+            StepEvent(
+                step=news.step, steps=self.steps, loss=loss, step_s=news.step_s, metrics=values
+            )
+        )
+
+
+def _jsonable(value: float) -> float | str:
+    return value if np.isfinite(value) else str(value)
+
+
+def _ties(job: TrainingJob) -> tuple[Tie, ...]:
+    index = {layer.name: i for i, layer in enumerate(job.model.layers)}
+    borrowers: dict[int, list[int]] = {}
+    for i, layer in enumerate(job.model.layers):
+        for owner, _ in layer.borrows.values():
+            borrowers.setdefault(index[owner], []).append(i)
+    return tuple(
+        Tie(owner_layer=owner, borrower_layers=tuple(sorted(set(layers))))
+        for owner, layers in sorted(borrowers.items())
+    )
