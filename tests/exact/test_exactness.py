@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from support.equality import assert_bit_equal
 from support.families import family
 
 import crowdmesh_jax as cm
@@ -67,18 +68,7 @@ def test_a_pipeline_trains_bit_for_bit_like_its_programs_in_one_process(case, cr
         job, crews[case.transport], data, steps=STEPS, plan=plan_of(case), measure=False,
         runs_dir=tmp_path,
     )  # fmt: skip
-    assert result.losses.tolist() == [np.float32(loss) for loss in oracle.losses]
-    for part in ("params", "state", "opt_state"):
-        ours, theirs = getattr(result, part), getattr(oracle, part)
-        assert jax.tree.structure(ours) == jax.tree.structure(theirs), part
-        unequal = [
-            jax.tree_util.keystr(path)
-            for (path, a), b in zip(
-                jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
-            )
-            if np.asarray(a).tobytes() != np.asarray(b).tobytes()
-        ]
-        assert not unequal, f"{part} differ from the oracle"
+    assert_bit_equal(result, oracle)
 
     whole = by_one_program(case.family)
     np.testing.assert_allclose(result.losses, whole.losses, rtol=1e-5)
