@@ -184,6 +184,27 @@ def test_strangers_are_refused_and_the_others_do_not_notice(options, word, caplo
 
 
 @run
+async def test_a_listener_may_send_before_its_answer_has_left():
+    listener, dialler = transport("listener"), transport("dialler")
+    address = await listener.start()
+    await dialler.start()
+
+    async def send_at_once():
+        while not listener.peers:
+            await asyncio.sleep(0)
+        for lane in Lane:
+            await listener.send("dialler", Frame({"lane": lane.value}), lane)
+
+    sending = asyncio.create_task(send_at_once())
+    await dialler.connect("listener", address, deadline_s=5)
+    await sending
+    received = [await dialler.receive() for _ in Lane]
+    assert {event.frame.message["lane"] for event in received} == {lane.value for lane in Lane}
+    await dialler.close()
+    await listener.close()
+
+
+@run
 async def test_a_listener_that_does_not_know_the_token_is_not_believed():
     """It answers as it should, but cannot prove it: a port may be taken over by anyone."""
 

@@ -131,6 +131,8 @@ class _ServedStream:
         self._context = context
         self._peer = peer
         self.finished = asyncio.Event()
+        self.answered = asyncio.Event()
+        """Our hello has left. A message before that would send gRPC's headers a second time."""
 
     async def read(self) -> bytes | None:
         try:
@@ -140,6 +142,7 @@ class _ServedStream:
         return None if data is _EOF else data
 
     async def write(self, data: bytes) -> None:
+        await self.answered.wait()
         try:
             await self._context.write(data)
         except Exception as exc:
@@ -374,6 +377,7 @@ class GrpcTransport:
                 arriving.complete.set()
             answer = self._expected_answer(hello, self._instance)
             await context.send_initial_metadata(answer.metadata(self._token, "answer"))
+            stream.answered.set()
             async with asyncio.timeout(HANDSHAKE_S):
                 await arriving.complete.wait()
             await stream.finished.wait()
