@@ -53,16 +53,17 @@ class Figure:
     @property
     def asked(self) -> str:
         """What is asked of it, in words; empty where nothing is."""
-        if self.at_most is not None:
-            return f"at most {self.at_most:g}"
-        return f"at least {self.at_least:g}" if self.at_least is not None else ""
+        bounds = {"at least": self.at_least, "at most": self.at_most}
+        return ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
     @property
     def is_met(self) -> bool | None:
         """None where nothing is asked."""
-        if self.at_most is not None:
-            return self.value <= self.at_most
-        return self.value >= self.at_least if self.at_least is not None else None
+        if self.at_most is None and self.at_least is None:
+            return None
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
 
     def line(self) -> str:
         """For the terminal."""

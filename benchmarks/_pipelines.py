@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _workloads import Workload
+from _workloads import MICROBATCHES, Workload
 
 import crowdmesh_jax as cm
+from crowdmesh_jax.core import evaluate, schedule_for
+from crowdmesh_jax.record import RunFolder
 from crowdmesh_jax.runtime.crew import Crew
-from crowdmesh_jax.runtime.result import StepEvent
+from crowdmesh_jax.runtime.result import DeviceEvent, StepEvent
 from crowdmesh_jax.runtime.session import WARMUP_STEPS
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -56,21 +60,50 @@ def train(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Steps after the warm-up beside what was predicted of them."""
+
+    seconds: tuple[float, ...]
+    predicted_s: float
+    """From stage times that each device measured alone, before the run."""
+    explained_s: float
+    """The same timeline from the seconds that the ops took in the run. How far it is from the
+    measured step is what schedule, hops and everything between ops leave unexplained."""
+
+
 def step_times(
     crew: Crew, work: Workload, plan: cm.PipelinePlan, *, repeats: int, runs_dir: str
-) -> tuple[list[float], float]:
-    """Seconds of each of `repeats` steps after the warm-up, and what was predicted."""
+) -> Steps:
+    """Trains `repeats` steps after the warm-up."""
     seconds: list[float] = []
+    ops: dict[int, list[DeviceEvent]] = {}
 
     def on_event(event: object) -> None:
         if isinstance(event, StepEvent) and event.step_s is not None:
             seconds.append(event.step_s)
+        if isinstance(event, DeviceEvent) and event.step >= WARMUP_STEPS:
+            ops.setdefault(event.stage, []).append(event)
 
     result = cm.train(
         work.job, crew, work.data, steps=repeats + WARMUP_STEPS + 1, plan=plan,
         runs_dir=runs_dir, on_event=on_event,
     )  # fmt: skip
-    return seconds[-repeats:], result.predicted_step_s
+    folder = RunFolder.open(result.run_dir).read_prediction()
+    stages = [
+        dataclasses.replace(
+            alone,
+            forward_s=statistics.median(event.forward_s for event in ops[index]) / MICROBATCHES,
+            backward_s=statistics.median(event.backward_s for event in ops[index]) / MICROBATCHES,
+            update_s=statistics.median(event.update_s for event in ops[index]),
+        )
+        for index, alone in enumerate(folder.stages)
+    ]
+    return Steps(
+        seconds=tuple(seconds[-repeats:]),
+        predicted_s=result.predicted_step_s,
+        explained_s=evaluate(schedule_for(plan), stages, folder.cuts).step_s,
+    )
 
 
 def agents_cpu_s(crew: Crew) -> float:

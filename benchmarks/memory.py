@@ -109,7 +109,7 @@ def main() -> None:
                 figure(
                     f"{name}: measured / predicted ({source})",
                     ratios,
-                    **({"at_most": 1.15} if source == "planned" else {}),
+                    **({"at_least": 0.85, "at_most": 1.15} if source == "planned" else {}),
                 )
             )
         figures.append(

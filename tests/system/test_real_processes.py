@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -202,6 +203,30 @@ def test_a_killed_agent_ends_the_run_within_seconds_and_is_named(tmp_path):
     assert cm.load_checkpoint(folder / "checkpoint").version == 0
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 4
+
+
+def test_a_program_that_cannot_be_exported_leaves_no_folder_and_no_agent(tmp_path, monkeypatch):
+    def loud(outputs, targets):
+        jax.debug.print("{}", outputs[0, 0])
+        return jnp.sum(outputs), 1.0
+
+    job, data = small_job(metrics={"loud": loud})
+    crowd = cm.Crowd.local((1.0, 1.0))
+    devices = [device.id for device in crowd.devices]
+    plan = cm.PipelinePlan.even(len(job.model.layers), devices, microbatches=job.microbatches)
+    started = []
+    popen = subprocess.Popen
+
+    def noted(*args, **fields):
+        started.append(popen(*args, **fields))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    with pytest.raises(cm.errors.UnsupportedLayerError, match="metric"):
+        cm.train(job, crowd, data, steps=1, plan=plan, runs_dir=tmp_path)
+    assert len(started) == 2, "agents come up while programs are exported"
+    assert all(process.poll() is not None for process in started)
+    assert not list(tmp_path.iterdir())
 
 
 SCRIPT = """

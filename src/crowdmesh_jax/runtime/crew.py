@@ -13,7 +13,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -89,20 +89,42 @@ class Crew:
         Raises:
             LaunchError: One died or said nothing in time; carries the end of its log.
         """
+        self.spawn()
+        self.await_hellos()
+
+    def spawn(self) -> None:
+        """Starts the agents and returns, so that there is time for other things meanwhile.
+
+        Raises:
+            LaunchError: A process could not be started.
+        """
         self._thread.start()
+        with self._closing_on_error():
+            self.call(self._spawn())
+
+    def await_hellos(self) -> None:
+        """Waits until each agent that `spawn` started has said hello.
+
+        Raises:
+            LaunchError: One died or said nothing in time; carries the end of its log.
+        """
+        with self._closing_on_error():
+            self.call(self._await_hellos())
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
         try:
-            self.call(self._start())
+            yield
         except BaseException:
             self.close()
             raise
 
-    async def _start(self) -> None:
+    async def _spawn(self) -> None:
         self._hello_changed = asyncio.Event()
         if self.transport_name == "memory":
             await self._start_in_process()
         else:
             await self._start_processes()
-        await self._await_hellos()
 
     async def _start_processes(self) -> None:
         transport = GrpcTransport(COORDINATOR, run="crowd", token=self._fleet.token)

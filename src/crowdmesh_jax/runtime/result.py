@@ -14,7 +14,7 @@ from ..core import PipelinePlan, Prediction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseEvent:
-    """The run entered a phase: "launch", "export", "install", "measure", "train", "finish"."""
+    """The run entered a phase: plan, export, launch, install, measure, train or finish."""
 
     phase: str
     detail: str = ""

@@ -11,7 +11,7 @@ import queue
 import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ Key = tuple[str, str, str]
 MEASURE_REPEATS = 5
 WARMUP_STEPS = 2
 """Left out of the measured step time: caches and queues fill."""
+ABORT_S = 10.0
+"""For a run to end when the caller's own code raised; agents are given one step to hear of it."""
 
 
 class Session:
@@ -256,7 +258,10 @@ class Session:
                 # The user's callback raised: end the run before the error goes up.
                 self.crew.soon(run.interrupt)
                 self.crew.soon(run.interrupt)
-                future.exception(timeout=10.0)
+                _, still_on = wait([future], timeout=ABORT_S)
+                if still_on:
+                    logger.warning("the run did not end within %g s of an error here", ABORT_S)
+                    future.cancel()
                 raise
 
     def _show(self, news: Any) -> None:

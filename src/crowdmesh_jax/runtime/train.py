@@ -7,6 +7,7 @@ plan, installed by the coordinator and run by agents. Decides nothing about the 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -144,14 +145,24 @@ def train(
             raise JobError(f"plan must be a PipelinePlan, what solve returned, or 'auto': {plan!r}")
         _check_plan(plan, job, crew.crowd)
         tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
-        bundles = build_bundles(job, plan, inputs_spec, targets_spec)
+        is_new = folder is None
         if folder is None or events is None:
             folder = RunFolder.create(runs_dir, name)
             events = stack.enter_context(folder.events())
+        try:
+            if crew is not crowd:
+                crew.log_dir = folder.path / "logs"
+                crew.spawn()  # they import JAX while this process exports
+            bundles = build_bundles(job, plan, inputs_spec, targets_spec)
+        except BaseException:
+            if is_new:  # no run has been
+                if crew is not crowd:
+                    crew.close()
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
         if crew is not crowd:
             tell(PhaseEvent(phase="launch", detail=crew.emulation.describe()))
-            crew.log_dir = folder.path / "logs"
-            crew.start()
+            crew.await_hellos()
         session = Session(
             job=job,
             crew=crew,
