@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..core.folders import cache_folder
 from ..errors import CrowdMeshError, InterruptedRunError
 from . import demo, models, plan, profile, report, solvers, train
 from .console import show_error
@@ -61,11 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _keep_compiled_programs() -> None:
+    """This process compiles small programs (initial parameters, calibration): once, for all runs.
+
+    A user's own choice stands. Read when JAX loads.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("compiled") / "planner"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     # An agent computes on one core; what is measured here must be of one, too. Read when JAX loads.
     os.environ.setdefault("NPROC", "1")
+    _keep_compiled_programs()
     if arguments.debug:
         import logging
 

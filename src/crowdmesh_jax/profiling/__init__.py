@@ -1,7 +1,7 @@
 """What a model costs per layer, and how fast this machine is."""
 
 from .analytic import optimizer_sizes, profile
-from .cache import ProfileCache, default_cache_dir, machine_identity
+from .cache import ProfileCache, machine_identity
 from .measure import (
     MeasuredLayers,
     calibrate,
@@ -27,7 +27,6 @@ __all__ = [
     "calibrate_machine",
     "compare_layers",
     "crowd_with_calibration",
-    "default_cache_dir",
     "machine_identity",
     "measure_layers",
     "optimizer_sizes",

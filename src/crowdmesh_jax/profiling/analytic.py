@@ -13,11 +13,11 @@ from typing import Any
 import jax
 
 from ..core.crowd import Crowd
+from ..core.folders import cache_folder
 from ..core.profile import LayerProfile, LayerSeconds, ModelProfile
 from ..export.chain import Carry, build_chain
 from ..model import Layer, LayerSpecs, TrainingJob
 from ..model.trees import count, key_text, size_bytes
-from .cache import default_cache_dir
 from .costs import Counter, LayerCosts
 from .measure import calibrate_machine, compiled_temp_bytes, measure_layers
 from .roofline import predict_layers
@@ -97,7 +97,7 @@ def profile(
     )
     local = {device.id: device.speed for device in crowd.devices if device.address is None}
     if measure:
-        folder = default_cache_dir() if cache_dir == "default" else cache_dir
+        folder = cache_folder("profile") if cache_dir == "default" else cache_dir
         own = measure_layers(job, example_batch, cache_dir=None if folder is None else Path(folder))
         seconds = {device: _at_speed(own.seconds, speed) for device, speed in local.items()}
         made = with_temp_bytes(made, own.temp_bytes, own.update_temp_bytes)

@@ -35,12 +35,6 @@ class LayerMeasure:
     temp_bytes: int
 
 
-def default_cache_dir() -> Path:
-    """Where measured layers are kept unless another folder is named."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "crowdmesh_jax" / "profile"
-
-
 def machine_identity() -> dict[str, str]:
     """What must be equal for times to hold: processor, architecture, cores that may be used."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -20,11 +20,12 @@ from typing import Any, Literal, TypeVar
 from ..agent.appliance import Appliance, say_hello
 from ..agent.envelope import unseal
 from ..core import Crowd
+from ..core.folders import cache_folder
 from ..errors import AgentLostError, CrowdMeshError, InputError, LaunchError
 from ..protocol import messages as msg
 from ..transport import GrpcTransport, MemoryNetwork, PeerGone, Received, Transport
 from .emulation import Emulation, emulate
-from .launcher import Fleet, default_cache_dir
+from .launcher import Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Crew:
         self.hellos: dict[str, msg.Hello] = {}
         self.log_dir = Path(log_dir) if log_dir is not None else None
         """Where the agents' logs go; read when they start."""
-        self._cache_dir = default_cache_dir() if cache_dir == "default" else cache_dir
+        self._cache_dir = cache_folder("compiled") if cache_dir == "default" else cache_dir
         self._fleet = Fleet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="crew", daemon=True)

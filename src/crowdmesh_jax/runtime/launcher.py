@@ -25,12 +25,6 @@ logger = logging.getLogger(__name__)
 TOKEN_VARIABLE = "CROWDMESH_TOKEN"
 
 
-def default_cache_dir() -> Path:
-    """Where compiled programs are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "crowdmesh_jax" / "compiled"
-
-
 @dataclass
 class AgentProcess:
     """One child, its log, and the pipe that ties its life to ours."""
@@ -82,7 +76,9 @@ class Fleet:
             # One core per emulated device: XLA sizes its thread pool by this, before jax loads.
             environment["NPROC"] = "1"
             environment = {**ENVIRONMENT, **environment}  # who sets it otherwise has reasons
-            if cache_dir is not None:
+            if cache_dir is None:
+                environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+            else:
                 # A folder per device: two processes never write the same entry at once.
                 environment["JAX_COMPILATION_CACHE_DIR"] = str(cache_dir / device.id)
             command = [sys.executable, "-m", "crowdmesh_jax.agent"]
