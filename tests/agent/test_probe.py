@@ -58,13 +58,25 @@ def test_a_slow_link_is_not_asked_more_often_than_needed(monkeypatch):
     assert len(pair.sent) == 2 * (WARMUP + module.LEAST)
 
 
-def test_an_answer_to_an_older_probe_counts_for_nothing():
-    async def run():
-        pair = Pair()
-        await pair.sides["a"].arrived("b", {"probe": 7, "way": "back"}, BACK)  # nobody waits
-        return await pair.sides["a"].round_trip_s("b", DOWN)
+def test_an_answer_to_an_older_probe_counts_for_nothing(monkeypatch):
+    monkeypatch.setattr(module, "DEADLINE_S", 0.05)
+    probe = None
 
-    assert asyncio.run(run()) > 0
+    async def answered_late(to, envelope):
+        older = {"probe": envelope.extra["probe"] - 1, "way": "back"}
+        await probe.arrived(to, older, BACK)
+
+    async def compute():
+        pass
+
+    probe = Probe(answered_late, compute)
+
+    async def run():
+        await probe.arrived("b", {"probe": 7, "way": "back"}, BACK)  # nobody waits
+        await probe.round_trip_s("b", DOWN)
+
+    with pytest.raises(PeerLostError, match="to return a probe"):
+        asyncio.run(run())
 
 
 def test_a_neighbour_that_does_not_answer_is_named_with_how_long_and_why_that_long(monkeypatch):

@@ -53,6 +53,13 @@ def test_a_figure_that_misses_what_is_asked_says_so(render):
     assert verdict() == ""
 
 
+@pytest.mark.parametrize(("value", "is_met"), [(0.8, False), (0.9, True), (1.2, False)])
+def test_a_figure_may_have_to_lie_between_two_bounds(render, value, is_met):
+    made = sys.modules["_measure"].figure("memory", [value], at_least=0.85, at_most=1.15)
+    assert made.is_met is is_met
+    assert made.asked == "at least 0.85, at most 1.15"
+
+
 def test_every_result_with_figures_is_on_the_page_and_was_repeated_enough(render):
     shown = {name for _, name, _ in render.BLOCK.findall(PAGE.read_text())}
     for path in render.RESULTS.glob("*.json"):

@@ -1,6 +1,7 @@
 """The command line: answers, JSON with the same values, errors in one line with status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,18 @@ def test_profile_compares_predicted_with_measured_layer_by_layer(capsys, monkeyp
     text = capsys.readouterr().out
     assert "predicted" in text
     assert "all layers: predicted" in text
+
+
+def test_what_this_process_compiles_is_kept_where_the_user_wants_it(tmp_path):
+    planner = tmp_path / "crowdmesh_jax" / "compiled" / "planner"
+    command = [sys.executable, "-m", "crowdmesh_jax.cli", "profile", "mlp", "--speeds", "1"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    own = {**environment, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
+    subprocess.run(command, env=own, check=True, capture_output=True)
+    assert not planner.exists()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert list(planner.iterdir())
 
 
 @pytest.mark.parametrize(

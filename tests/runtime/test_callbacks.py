@@ -10,6 +10,7 @@ from support.training import even_plan, identical, small_job
 import crowdmesh_jax as cm
 from crowdmesh_jax import errors
 from crowdmesh_jax.record import read_journal
+from crowdmesh_jax.runtime import session
 from crowdmesh_jax.runtime.callbacks import Control, EarlyStopping
 
 CROWD = cm.Crowd.local((1.0, 0.5))
@@ -80,6 +81,23 @@ def test_what_a_callback_raises_ends_the_run_and_frees_the_agents(crew, tmp_path
         train(crew, tmp_path, broken, steps=100_000, name="broken")
     assert read_journal(tmp_path / "broken" / "events.jsonl")[-1]["kind"] == "Halted"
     train(crew, tmp_path, steps=1)
+
+
+def test_a_run_that_is_slow_to_end_does_not_hide_what_a_callback_raised(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(session, "ABORT_S", 0.0)
+
+    def fail(event, control):
+        if isinstance(event, cm.StepEvent):
+            raise ZeroDivisionError("mine")
+
+    with (
+        cm.launch(CROWD, transport="memory") as crew,
+        pytest.raises(ZeroDivisionError, match="mine"),
+    ):
+        train(crew, tmp_path, fail)
+    assert "did not end within 0 s" in caplog.text
 
 
 def test_early_stopping_stops_a_run_that_no_longer_improves(crew, tmp_path):

@@ -229,6 +229,17 @@ def test_a_program_that_cannot_be_exported_leaves_no_folder_and_no_agent(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_agents_without_a_cache_folder_keep_nothing_whatever_the_environment_says(
+    tmp_path, monkeypatch
+):
+    kept = tmp_path / "kept"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kept))
+    job, data = small_job()
+    with cm.launch(cm.Crowd.local((1.0,)), cache_dir=None) as agents:
+        cm.train(job, agents, data, steps=1, plan=plan_for(job, agents, 1), runs_dir=tmp_path)
+    assert not kept.exists()
+
+
 SCRIPT = """
 import sys
 import optax

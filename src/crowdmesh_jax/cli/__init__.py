@@ -67,9 +67,10 @@ def _keep_compiled_programs() -> None:
 
     A user's own choice stands. Read when JAX loads.
     """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("compiled") / "planner"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder("compiled") / "planner")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

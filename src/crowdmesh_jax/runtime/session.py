@@ -50,7 +50,8 @@ MEASURE_REPEATS = 5
 WARMUP_STEPS = 2
 """Left out of the measured step time: caches and queues fill."""
 ABORT_S = 10.0
-"""For a run to end when the caller's own code raised; agents are given one step to hear of it."""
+"""For a run that is told to stop at once, since the caller's own code raised: it waits for no step,
+only for its own tasks and files."""
 
 
 class Session:

@@ -156,8 +156,6 @@ def train(
             bundles = build_bundles(job, plan, inputs_spec, targets_spec)
         except BaseException:
             if is_new:  # no run has been
-                if crew is not crowd:
-                    crew.close()
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
         if crew is not crowd:
