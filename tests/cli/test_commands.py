@@ -153,6 +153,13 @@ def test_profile_compares_predicted_with_measured_layer_by_layer(capsys, monkeyp
     assert "all layers: predicted" in text
 
 
+def test_an_archive_with_other_arrays_is_told_what_it_has(tmp_path, capsys):
+    path = tmp_path / "own.npz"
+    np.savez(path, x=np.zeros(3), y=np.zeros(3))
+    assert main(["train", "lenet", "--data", str(path)]) == 2
+    assert "needs arrays 'inputs' and 'targets', it has x, y" in capsys.readouterr().err
+
+
 def test_what_this_process_compiles_is_kept_where_the_user_wants_it(tmp_path):
     planner = tmp_path / "crowdmesh_jax" / "compiled" / "planner"
     command = [sys.executable, "-m", "crowdmesh_jax.cli", "profile", "mlp", "--speeds", "1"]

@@ -44,6 +44,7 @@ def test_a_batch_that_does_not_divide_tells_the_nearest_numbers():
         ({"seed": 2**32}, "seed must be"),
         ({"on_nonfinite": "retry"}, "'halt' or 'continue', got 'retry'"),
         ({"metrics": {"a b": losses.accuracy}}, "metric name 'a b'"),
+        ({"metrics": ["accuracy"]}, "functions such as cm.losses.accuracy, got 'accuracy'"),
         ({"metrics": {"a": 3}}, "metric 'a' must be a function"),
         ({"metrics": [losses.accuracy, losses.accuracy]}, "two metrics are called 'accuracy'"),
         ({"loss": "mse"}, "loss must be a function"),

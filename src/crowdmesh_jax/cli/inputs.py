@@ -156,8 +156,14 @@ def read_data(name: str | None, entry: Entry, batch_size: int, seed: int) -> Arr
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as archive:
+                missing = {"inputs", "targets"} - set(archive.files)
+                if missing:
+                    raise DataError(
+                        f"{path}: needs arrays 'inputs' and 'targets', it has"
+                        f" {', '.join(sorted(archive.files)) or 'none'}"
+                    )
                 inputs, targets = archive["inputs"], archive["targets"]
-        except (OSError, ValueError, KeyError) as exc:
+        except (OSError, ValueError) as exc:
             raise DataError(f"{path}: needs arrays 'inputs' and 'targets': {exc}") from exc
         return ArraySource(inputs, targets, batch_size, seed)
     if tokens and path.is_file():

@@ -55,7 +55,11 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its data, the crowd, the job and the plan."""
     parser.add_argument("model", nargs="?", help="see `crowdmesh models`")
-    parser.add_argument("--data", metavar="NAME|FILE", help="digits, a FILE.npz, or a text")
+    parser.add_argument(
+        "--data",
+        metavar="NAME|FILE",
+        help="digits, a FILE.npz with arrays inputs and targets, or a text",
+    )
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="default 200")
     add_run_arguments(parser)
     add_crowd_arguments(parser)

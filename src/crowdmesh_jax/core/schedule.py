@@ -90,7 +90,7 @@ def warmup_depths(
     """
     given = _sizes(name, num_stages, microbatches, warmups)
     if name not in ("gpipe", "1f1b", "eager"):
-        raise ScheduleError(f"schedule {name!r} has no warm-up depths; gpipe, 1f1b and eager have")
+        raise ScheduleError(f"unknown schedule {name!r}; known: 1f1b, eager, gpipe")
     if name != "eager":
         for stage, depth in enumerate(given):
             if depth is not None:

@@ -75,6 +75,11 @@ def checked_batch(source: DataSource, step: int, batch_size: int) -> tuple[Tree,
     Raises:
         DataError: It is not; names the step, the leaf and its shape.
     """
+    if not callable(getattr(source, "batch", None)):
+        raise DataError(
+            f"data must have batch(step), got {type(source).__name__}; arrays become a source by"
+            f" cm.ArraySource(inputs, targets, batch_size={batch_size})"
+        )
     batch = source.batch(step)
     if not (isinstance(batch, tuple) and len(batch) == 2):
         raise DataError(

@@ -238,6 +238,10 @@ def _named_metrics(metrics: Any) -> dict[str, Metric]:
         named.update(metrics)
     else:
         for metric in (metrics,) if callable(metrics) else metrics:
+            if not callable(metric):
+                raise JobError(
+                    f"metrics must be functions such as cm.losses.accuracy, got {metric!r}"
+                )
             name = getattr(metric, "__name__", "")
             if name in named:
                 raise JobError(f"two metrics are called {name!r}; use a mapping of names")

@@ -149,8 +149,8 @@ def _why_stopped(state: CoordinatorState) -> Fault:
         f"step {step}: {shown}\n"
         f"  state    kept from before this step: {describe_progress(state)}\n"
         "  try      a lower learning rate, optax.clip_by_global_norm, float32 instead of bf16, a"
-        " look at this step's batch; on_nonfinite='continue' leaves it to the optimizer"
-        " (optax.apply_if_finite)"
+        " look at this step's batch (labels that the model has no class for?);"
+        " on_nonfinite='continue' leaves it to the optimizer (optax.apply_if_finite)"
     )
     return Fault.of(error)
 

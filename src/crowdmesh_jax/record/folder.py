@@ -54,24 +54,36 @@ class RunFolder:
             RecordError: The name is taken or no file name, or the folder cannot be made.
         """
         root = Path(root)
-        if name is not None and not NAME_PATTERN.match(name):
-            raise RecordError(
-                f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100"
-            )
+        cls.check_name(root, name)
         with record_errors(root, "make the folder"):
             root.mkdir(parents=True, exist_ok=True)
             for path in cls._candidates(root, name):
                 try:
                     path.mkdir()
                 except FileExistsError:
-                    if name is not None:
-                        raise RecordError(
-                            f"{path}: a run of that name is there; choose another name"
-                        ) from None
+                    if name is not None:  # made since it was checked
+                        raise _taken(path) from None
                 else:
                     sync_folder(root)
                     return cls(path.absolute())
         raise AssertionError("candidates never end")
+
+    @staticmethod
+    def check_name(root: str | Path, name: str | None) -> None:
+        """Whether `create` could make `root/name`; without a name it always can.
+
+        Raises:
+            RecordError: The name is taken or no file name.
+        """
+        if name is None:
+            return
+        if not NAME_PATTERN.match(name):
+            raise RecordError(
+                f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100"
+            )
+        path = Path(root) / name
+        if path.exists() or path.is_symlink():
+            raise _taken(path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -241,6 +253,10 @@ class RunFolder:
     def load_checkpoint(self, *, job_sha256: str | None = None) -> Checkpoint:
         """The run's checkpoint; see `crowdmesh_jax.record.load_checkpoint`."""
         return load_checkpoint(self.checkpoint_path, job_sha256=job_sha256)
+
+
+def _taken(path: Path) -> RecordError:
+    return RecordError(f"{path}: a run of that name is there; choose another name")
 
 
 def _check_version(path: Path, told: object, newest: int) -> None:

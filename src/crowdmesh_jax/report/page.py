@@ -205,7 +205,9 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     if view.evals:
         last_eval = view.evals[-1]
         for name, value in list(last_eval.values.items())[:2]:
-            found.append((f"evaluation {name}", units.plain(value), f"step {last_eval.step}"))
+            found.append(
+                (f"evaluation {name}", units.plain(value), f"version {last_eval.step + 1}")
+            )
     of = f"of {view.steps_planned}" if view.steps_planned else ""
     found.append(("steps", str(view.committed), of))
     times = [r["at_s"] for r in view.records if isinstance(r.get("at_s"), float)]

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core import Crowd, PipelinePlan, predict
+from ..core import Crowd, PipelinePlan, make_schedule, predict
 from ..data import DataSource, checked_batch, known_targets
 from ..errors import InvalidCrowdError, InvalidPlanError, JobError
 from ..export import build_bundles, initial_arrays
@@ -93,6 +93,10 @@ def train(
     """
     if not isinstance(steps, int) or steps < 1:
         raise JobError(f"steps must be an integer >= 1, got {steps!r}")
+    # What costs nothing to check comes before what takes seconds.
+    RunFolder.check_name(runs_dir, name)
+    if isinstance(plan, str):
+        _check_solving(plan, solver, schedule)
     example = checked_batch(data, 0, job.batch_size)
     inputs_spec, targets_spec = job.microbatch_specs(example)
     job.check(inputs_spec, targets_spec)
@@ -131,8 +135,6 @@ def train(
             prediction = getattr(plan, "predicted", None)
             plan = getattr(plan, "plan", plan)
         elif isinstance(plan, str):
-            if plan != "auto":
-                raise JobError(f"plan must be a PipelinePlan or 'auto', got {plan!r}")
             # Imported here: a run with a plan of its own needs no solver.
             from ..profiling import profile
             from ..solvers import partition
@@ -194,6 +196,15 @@ def _teller(
             callback(event, control)
 
     return tell
+
+
+def _check_solving(plan: str, solver: Any, schedule: str) -> None:
+    if plan != "auto":
+        raise JobError(f"plan must be a PipelinePlan or 'auto', got {plan!r}")
+    from ..solvers import make_solver
+
+    make_solver(solver)
+    make_schedule(schedule, 1, 1)
 
 
 def _own_plan(resumed: Resumed | None, job: TrainingJob, crowd: Crowd) -> PipelinePlan | None:
