@@ -7,7 +7,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crowdmesh_jax.report import units
@@ -29,6 +29,7 @@ numbers = st.floats(-1e9, 1e9)
 anything = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf])
 
 
+@example(low=900719926.0, span=1e-06, about=10)
 @given(numbers, st.floats(1e-6, 1e9), st.integers(2, 12))
 def test_ticks_are_few_inside_and_evenly_apart(low, span, about):
     high = low + span

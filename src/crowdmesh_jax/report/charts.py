@@ -150,10 +150,18 @@ def thinned(points: Sequence[Point], limit: int = 500) -> tuple[tuple[Point, ...
     return tuple(shown), tuple(band)
 
 
+NARROWEST = 1e6
+"""Of floats between the ends of an axis; with fewer, ticks that should be even are not."""
+
+
 def nice_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
-    """Round numbers in `low..high`, in steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers in `low..high`, in steps of 1, 2 or 5 times a power of ten.
+
+    A range too narrow for floats of its size to divide evenly has one: its low end.
+    """
     span = high - low
-    if not (span > 0 and math.isfinite(span)):
+    finest = NARROWEST * math.ulp(max(abs(low), abs(high)))
+    if not (span > finest and math.isfinite(span)):
         return (low,)
     raw = span / max(1, about)
     power = 10.0 ** math.floor(math.log10(raw))
