@@ -53,6 +53,13 @@ def test_a_taken_name_is_told_and_nothing_is_touched(tmp_path):
     assert (tmp_path / "mine" / "file").read_text() == "kept"
 
 
+def test_a_name_taken_since_it_was_checked_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "check_name", lambda root, name: None)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RecordError, match="a run of that name is there"):
+        RunFolder.create(tmp_path, "mine")
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "x" * 101, "a\nb"])
 def test_names_that_are_no_file_names_are_refused(tmp_path, name):
     with pytest.raises(RecordError, match="run name"):
