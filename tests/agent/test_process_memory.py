@@ -89,6 +89,29 @@ def test_arrays_that_come_again_each_step_are_not_faulted_in_anew():
     assert run(FAULTS.format(tamed=False, mb=4), GLIBC_TUNABLES=mapped) > 15_000
 
 
+REUSES = """
+from crowdmesh_jax.agent.memory import memory_use, return_freed_memory
+if {tamed}: return_freed_memory()
+kept = []
+for _ in range(8):
+    block = b"x" * (24 * 2**20)
+    kept.append(b"x" * (4 * 2**20))  # stands above it in a heap, which so cannot shrink
+    del block
+    kept.append(b"x" * (5 * 2**20))  # and this one takes a part of the hole
+print(memory_use().now_bytes)
+"""
+
+
+@linux
+def test_large_blocks_leave_no_holes_among_those_that_stay():
+    """Of 72 MB that stay, a heap for all makes more: what is free between them stays resident."""
+    heap = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864"
+    assert (
+        run(REUSES.format(tamed=False), GLIBC_TUNABLES=heap) - run(REUSES.format(tamed=True))
+        > 10 * 2**20
+    )
+
+
 @linux
 def test_large_blocks_are_faulted_in_by_large_pages_where_the_system_has_them():
     modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")

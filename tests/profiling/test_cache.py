@@ -1,5 +1,6 @@
 """Measured layers on disk: found again, and refused where they do not hold."""
 
+import dataclasses
 import json
 import logging
 
@@ -9,8 +10,15 @@ from support.families import family
 
 from crowdmesh_jax import errors
 from crowdmesh_jax.core.crowd import Crowd
-from crowdmesh_jax.profiling import ProfileCache, cache, machine_identity, measure, profile
-from crowdmesh_jax.profiling.cache import FILE_NAME, LayerMeasure
+from crowdmesh_jax.profiling import (
+    Calibration,
+    ProfileCache,
+    cache,
+    machine_identity,
+    measure,
+    profile,
+)
+from crowdmesh_jax.profiling.cache import FILE_NAME, LayerMeasure, load_calibration
 
 CROWD = Crowd.local((1.0, 0.5))
 ONE = LayerMeasure(forward_s=0.5, backward_s=1.0, temp_bytes=7)
@@ -125,6 +133,70 @@ def test_a_damaged_cache_is_refused_and_begun_afresh(tmp_path, text, says, caplo
     opened.put("k", ONE)
     opened.save()
     assert ProfileCache.load(path).get("k") == ONE
+
+
+RATES = Calibration(flops_per_s=1e9, bytes_per_s=2e9, call_s=3e-5)
+
+
+@pytest.fixture
+def calibrations(monkeypatch) -> list[Calibration]:
+    """Rates that calibrating finds, in turn; what is left was not needed."""
+    found = [RATES, dataclasses.replace(RATES, call_s=1.0)]
+    monkeypatch.setattr(measure, "calibrate_machine", lambda: found.pop(0))
+    return found
+
+
+def calibrated(folder):
+    kind = family("mlp")
+    return profile(
+        kind.job(optax.adam(1e-3)), CROWD, kind.batch(), calibrate=True, cache_dir=folder
+    )
+
+
+def test_a_machine_is_calibrated_once_so_that_plans_stay_the_same(tmp_path, calibrations):
+    first = calibrated(tmp_path)
+    assert calibrated(tmp_path).seconds == first.seconds
+    assert len(calibrations) == 1
+    assert load_calibration(tmp_path) == RATES
+    assert calibrated(None).seconds != first.seconds, "nowhere kept, so measured"
+
+
+def test_other_threads_or_another_jaxlib_are_other_rates(tmp_path, calibrations, monkeypatch):
+    calibrated(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setenv("NPROC", "77")
+        with pytest.raises(errors.ProfileCacheError, match="threads 77"):
+            load_calibration(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxlib.version.__version__", "9.9.9")
+        with pytest.raises(errors.ProfileCacheError, match=r"jaxlib 9\.9\.9"):
+            load_calibration(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda kept: kept["rates"].pop("call_s"), "rates has not bytes_per_s, call_s"),
+        (lambda kept: kept["rates"].update(call_s="soon"), "no numbers"),
+        (lambda kept: kept["rates"].update(call_s=-1.0), "call_s must be finite and > 0"),
+        (lambda kept: kept.update(rates=3), "rates has not"),
+        (lambda kept: kept.update(format_version=9), "format version 9"),
+        (lambda kept: kept["machine"].update(processor="Cortex-A76"), "Cortex-A76"),
+    ],
+)
+def test_damaged_rates_are_refused_and_measured_again(tmp_path, calibrations, change, says, caplog):
+    calibrated(tmp_path)
+    path = tmp_path / cache.CALIBRATION_NAME
+    kept = json.loads(path.read_text())
+    change(kept)
+    path.write_text(json.dumps(kept))
+    with pytest.raises(errors.ProfileCacheError, match=says):
+        load_calibration(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        calibrated(tmp_path)
+    assert "measuring again" in caplog.text
+    assert not calibrations
+    assert load_calibration(tmp_path) is not None
 
 
 def test_two_processes_keep_each_others_measures(tmp_path):

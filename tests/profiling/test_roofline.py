@@ -94,8 +94,8 @@ def test_this_machine_has_rates_that_a_processor_can_have():
 def test_a_calibrated_profile_is_the_roofline_of_this_machine(monkeypatch):
     kind = family("mlp")
     job = kind.job(optax.adam(1e-3))
-    monkeypatch.setattr("crowdmesh_jax.profiling.analytic.calibrate_machine", lambda: MACHINE)
-    made = profile(job, Crowd.local((1.0, 0.25)), kind.batch(), calibrate=True)
+    monkeypatch.setattr("crowdmesh_jax.profiling.measure.calibrate_machine", lambda: MACHINE)
+    made = profile(job, Crowd.local((1.0, 0.25)), kind.batch(), calibrate=True, cache_dir=None)
     assert made.seconds["device-0"] == predict_layers(made, MACHINE)
     slow = made.seconds["device-1"]
     assert slow[0].forward_s == pytest.approx(4 * made.seconds["device-0"][0].forward_s)

@@ -53,6 +53,7 @@ def test_the_table_tells_of_each_device_that_reported(made):
         device="b",
         idle_bytes=100,
         now_bytes=300,
+        loading_peak_bytes=500,
         peak_bytes=400,
         step_temp_bytes=50,
         update_temp_bytes=0,
@@ -63,6 +64,7 @@ def test_the_table_tells_of_each_device_that_reported(made):
         "b": {
             "predicted_bytes": RUNTIME_BYTES + needs.training_bytes,
             "idle_bytes": 100,
+            "loading_peak_bytes": 500,
             "peak_bytes": 400,
             "now_bytes": 300,
         }

@@ -7,7 +7,7 @@ import re
 import pytest
 from partition_problems import chain_profile
 
-from crowdmesh_jax.core import Crowd, PipelinePlan
+from crowdmesh_jax.core import Crowd, PipelinePlan, predict
 from crowdmesh_jax.solvers import PartitionProblem, explain, solve
 from crowdmesh_jax.solvers.units import format_bytes, format_bytes_of, format_seconds
 
@@ -54,6 +54,22 @@ def test_a_plan_of_no_solver_is_explained_too():
 def test_a_single_stage_keeps_its_data():
     plan = PipelinePlan.even(12, ["device-0"], microbatches=8)
     assert "nothing leaves it" in explain(plan, PROFILE, CROWD)
+
+
+def test_it_says_what_the_best_device_would_take_alone():
+    result = solve(PartitionProblem(profile=PROFILE, crowd=CROWD))
+    alone = predict(PROFILE, CROWD, PipelinePlan.even(12, ["device-0"], microbatches=8)).step_s
+    ratio = alone / result.predicted.step_s
+    line = f"alone: device-0 would take {format_seconds(alone)} a step, {ratio:.2f} times this plan"
+    assert line in result.explain().splitlines()
+    plan = PipelinePlan.even(12, ["device-0"], microbatches=8)
+    assert "alone:" not in explain(plan, PROFILE, CROWD)
+
+
+def test_it_says_when_no_device_can_hold_the_model_alone():
+    small = Crowd.local((1.0, 1.0), memory_bytes=1000)
+    plan = PipelinePlan.even(12, ["device-0", "device-1"], microbatches=8)
+    assert "alone: no device can hold the whole model" in explain(plan, PROFILE, small)
 
 
 def test_a_slow_link_is_named_as_the_bound():

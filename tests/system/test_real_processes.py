@@ -73,6 +73,7 @@ def test_a_run_leaves_a_complete_folder(crew, tmp_path):
     for held in memory.values():
         above = held["peak_bytes"] - held["idle_bytes"]
         assert 20e6 < above < 400e6, "a tiny net: what JAX itself takes once it runs"
+        assert held["idle_bytes"] < held["loading_peak_bytes"] < held["idle_bytes"] + 1e9
         assert 20e6 < held["predicted_bytes"] < 200e6
     assert cm.RunFolder.open(folder).read_plan() == result.plan
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -66,6 +66,8 @@ class Appliance:
         """Of the frame whose arrays were kept last."""
         self._idle_bytes = memory_use().now_bytes
         """Resident before anything was installed."""
+        self._loading_peak_bytes = 0
+        """The most that was resident while the stage was received, compiled and put in place."""
         self._compute: ComputeThread | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -457,7 +459,9 @@ class Appliance:
         if life != self._life:
             return
         self._held = held
+        self._loading_peak_bytes = memory_use().peak_bytes
         trim()
+        reset_peak()
         self._links.clear()
         for peer, (bandwidth_bytes_per_s, latency_s) in extra.get("links", {}).items():
             self._links[peer] = float(bandwidth_bytes_per_s), float(latency_s)
@@ -489,12 +493,13 @@ class Appliance:
         await self._deliver(self.coordinator, frame, Lane.CONTROL)
 
     def _memory(self) -> dict[str, int]:
-        """What this process holds, held at most since the last run, and what its programs need."""
+        """What this process holds, at most, by phase, and what its programs need."""
         use = memory_use()
         step_bytes, update_bytes = self._stage.temp_bytes
         return {
             "idle_bytes": self._idle_bytes,
             "now_bytes": use.now_bytes,
+            "loading_peak_bytes": self._loading_peak_bytes,
             "peak_bytes": use.peak_bytes,
             "step_temp_bytes": step_bytes,
             "update_temp_bytes": update_bytes,

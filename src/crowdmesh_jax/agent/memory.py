@@ -17,8 +17,10 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """glibc's numbers, `malloc.h`."""
-MAPPED_BYTES = 32 * 2**20
-"""Blocks above this size are mapped apart and returned to the system when freed; glibc's most."""
+MAPPED_BYTES = 6 * 2**20
+"""Blocks above this size are mapped apart and returned to the system when freed. A heap keeps them
+between others: with 32 MB, agents held up to twice what their arrays took. Below it, faulting
+pages in anew at each call costs more time than it saves memory."""
 KEPT_BYTES = 64 * 2**20
 """Free memory on top of the heap that stays for the next step."""
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -58,9 +60,10 @@ def return_freed_memory() -> None:
     """Sets the C library up for steps that ask for the same arrays again and again.
 
     One heap for all threads: by default each thread has its own that hardly ever shrinks, and an
-    agent kept 1.4 times what it needed. Arrays come from that heap, since a mapping is given back
-    at once and all its pages are faulted in anew the next time: receiving 4 MB took 6.5 ms of CPU
-    instead of 1. `trim` gives back what loading a stage has left.
+    agent kept 1.4 times what it needed. Small and middling arrays come from that heap, since a
+    mapping is given back at once and all its pages are faulted in anew the next time: receiving
+    4 MB took 6.5 ms of CPU instead of 1. Those above `MAPPED_BYTES` are mappings, in large pages.
+    `trim` gives back what loading a stage has left.
     """
     libc = _glibc()
     if libc is not None:

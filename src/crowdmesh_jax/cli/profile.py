@@ -87,7 +87,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _compare(profile: ModelProfile, crowd: Crowd) -> tuple[LayerComparison, ...]:
     """Predicted against measured at this machine's own speed; empty if no device is here."""
+    from ..core.folders import cache_folder
     from ..profiling import calibrate_machine, compare_layers
+    from ..profiling.cache import save_calibration
 
     here = next((device for device in crowd.devices if device.id in profile.seconds), None)
     if here is None:
@@ -100,7 +102,9 @@ def _compare(profile: ModelProfile, crowd: Crowd) -> tuple[LayerComparison, ...]
         )
         for row in profile.seconds[here.id]
     ]
-    return compare_layers(profile, own, calibrate_machine())
+    rates = calibrate_machine()
+    save_calibration(cache_folder("profile"), rates)  # what later plans go by
+    return compare_layers(profile, own, rates)
 
 
 def _print_comparison(rows: tuple[LayerComparison, ...]) -> None:

@@ -17,7 +17,9 @@ from . import values
 DeviceId = NewType("DeviceId", str)
 
 LOOPBACK_BYTES_PER_S = 1.0e9
-LOOPBACK_LATENCY_S = 2.0e-4
+LOOPBACK_LATENCY_S = 7.0e-4
+"""What a frame takes from one agent's compute thread to another's on the same machine: gRPC, event
+loops, threads. Measured (`round_trip` of a run's prediction); a real network adds its own."""
 LOCAL_FLOPS_PER_S = 1.0e10
 LOCAL_MEMORY_BYTES = 4 * 2**30
 

@@ -19,7 +19,7 @@ from ..export.chain import Carry, build_chain
 from ..model import Layer, LayerSpecs, TrainingJob
 from ..model.trees import count, key_text, size_bytes
 from .costs import Counter, LayerCosts
-from .measure import calibrate_machine, compiled_temp_bytes, measure_layers
+from .measure import compiled_temp_bytes, kept_calibration, measure_layers
 from .roofline import predict_layers
 
 PyTree = Any
@@ -42,15 +42,15 @@ def profile(
     Args:
         example_batch: (inputs, targets) of one step; only shapes and dtypes count, but for
             `measure`.
-        calibrate: Measure this machine's arithmetic, memory and calls for a second or two, and
-            predict from them (`roofline`), divided by `speed`, for each device that a launcher
-            would start here (those without an address).
+        calibrate: Measure this machine's arithmetic, memory and calls for a second or two, unless
+            that was done before, and predict from them (`roofline`), divided by `speed`, for each
+            device that a launcher would start here (those without an address).
         measure: Run each layer here instead and take its seconds, divided by `speed`, for these.
             Agents do not measure their own: one that is emulated here has this processor.
         memory: Compile each layer and take what XLA says that it needs while it runs; `measure`
             does so too. Otherwise it is estimated from the sizes of arrays.
-        cache_dir: Where measured layers are kept between calls; None: nowhere. Times of another
-            machine are refused, with a warning, and measured again.
+        cache_dir: Where measured layers and this machine's rates are kept between calls; None:
+            nowhere. Times of another machine are refused, with a warning, and measured again.
 
     Raises:
         ModelError, JobError: As `TrainingJob.check`.
@@ -96,16 +96,17 @@ def profile(
         model_name=job.model.name,
     )
     local = {device.id: device.speed for device in crowd.devices if device.address is None}
+    chosen = cache_folder("profile") if cache_dir == "default" else cache_dir
+    folder = None if chosen is None else Path(chosen)
     if measure:
-        folder = cache_folder("profile") if cache_dir == "default" else cache_dir
-        own = measure_layers(job, example_batch, cache_dir=None if folder is None else Path(folder))
+        own = measure_layers(job, example_batch, cache_dir=folder)
         seconds = {device: _at_speed(own.seconds, speed) for device, speed in local.items()}
         made = with_temp_bytes(made, own.temp_bytes, own.update_temp_bytes)
         return dataclasses.replace(made, seconds=seconds, source="measured")
     if memory:
         made = with_temp_bytes(made, *compiled_temp_bytes(job, inputs))
     if calibrate:
-        own = predict_layers(made, calibrate_machine())
+        own = predict_layers(made, kept_calibration(folder))
         seconds = {device: _at_speed(own, speed) for device, speed in local.items()}
         return dataclasses.replace(made, seconds=seconds)
     return made

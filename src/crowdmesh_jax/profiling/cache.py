@@ -1,8 +1,8 @@
-"""Measured layers, kept on disk between calls: a file per folder, good for one machine only.
+"""Measured layers and a machine's rates, kept on disk between calls; good for one machine only.
 
-Entries go by the hash of a layer's programs and the jaxlib version. Times hold for the machine that
-took them: a file of another one, or a damaged file, is refused with a typed error, which
-`open_cache` logs before it starts afresh. Knows nothing of layers.
+A folder holds one file of each. Layers go by the hash of their programs and the jaxlib version.
+Times hold for the machine that took them: a file of another one, or a damaged file, is refused with
+a typed error, which is logged before it starts afresh. Knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProfileCacheError
+import jaxlib.version
+
+from ..errors import InvalidValueError, ProfileCacheError
+from .roofline import Calibration
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 FILE_NAME = "layers.json"
+CALIBRATION_NAME = "machine.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +74,8 @@ class ProfileCache:
         Raises:
             ProfileCacheError: It is of another machine or format, damaged, or cannot be read.
         """
-        try:
-            plain = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return cls(path)
-        except OSError as exc:
-            raise ProfileCacheError(f"{path}: cannot be read: {exc.strerror}") from exc
-        except (ValueError, RecursionError) as exc:
-            raise ProfileCacheError(f"{path}: damaged: no JSON ({exc})") from exc
-        return cls(path, _entries(path, plain))
+        plain = _read(path)
+        return cls(path) if plain is None else cls(path, _entries(path, plain))
 
     def get(self, key: str) -> LayerMeasure | None:
         """The measure under that key, None if there is none."""
@@ -111,17 +108,8 @@ class ProfileCache:
             "machine": machine_identity(),
             "layers": {key: asdict(measure) for key, measure in sorted(entries.items())},
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, prefix=self.path.name, delete=False
-            ) as file:
-                json.dump(plain, file, indent=1)
-            os.replace(file.name, self.path)
-        except OSError as exc:
-            logger.warning("%s: measured layers could not be kept: %s", self.path, exc)
-            return
-        self._new.clear()
+        if _write(self.path, plain, "measured layers"):
+            self._new.clear()
 
 
 def open_cache(folder: Path | None) -> ProfileCache | None:
@@ -136,21 +124,91 @@ def open_cache(folder: Path | None) -> ProfileCache | None:
         return ProfileCache(path)
 
 
-def _entries(path: Path, plain: Any) -> dict[str, LayerMeasure]:
-    if not isinstance(plain, dict) or not isinstance(plain.get("layers"), dict):
-        raise ProfileCacheError(f"{path}: damaged: no table of layers")
+def load_calibration(folder: Path) -> Calibration | None:
+    """The rates kept in a folder; None where there are none.
+
+    Raises:
+        ProfileCacheError: They are of another machine, jaxlib or format, or damaged.
+    """
+    path = folder / CALIBRATION_NAME
+    plain = _read(path)
+    if plain is None:
+        return None
+    if not isinstance(plain, dict):
+        raise ProfileCacheError(f"{path}: damaged: no table of rates")
+    _check_origin(path, plain, _process_identity())
+    rates = plain.get("rates")
+    names = sorted(field.name for field in fields(Calibration))
+    if not isinstance(rates, dict) or sorted(rates) != names:
+        raise ProfileCacheError(f"{path}: damaged: rates has not {', '.join(names)}")
+    if not all(type(value) in (int, float) for value in rates.values()):
+        raise ProfileCacheError(f"{path}: damaged: rates are no numbers: {rates}")
+    try:
+        return Calibration(**rates)
+    except InvalidValueError as exc:
+        raise ProfileCacheError(f"{path}: damaged: {exc.message}") from exc
+
+
+def save_calibration(folder: Path, rates: Calibration) -> None:
+    """Keeps a machine's rates; a folder that cannot be written is a warning."""
+    plain = {
+        "format_version": FORMAT_VERSION,
+        "machine": _process_identity(),
+        "rates": asdict(rates),
+    }
+    _write(folder / CALIBRATION_NAME, plain, "this machine's rates")
+
+
+def _process_identity() -> dict[str, str]:
+    """Rates also depend on the compiler and on how many threads it was allowed."""
+    threads = os.environ.get("NPROC", "any")
+    return {**machine_identity(), "jaxlib": jaxlib.version.__version__, "threads": threads}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ProfileCacheError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ProfileCacheError(f"{path}: damaged: no JSON ({exc})") from exc
+
+
+def _write(path: Path, plain: Any, what: str) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.name, delete=False
+        ) as file:
+            json.dump(plain, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as exc:
+        logger.warning("%s: %s could not be kept: %s", path, what, exc)
+        return False
+    return True
+
+
+def _check_origin(path: Path, plain: dict[str, Any], ours: dict[str, str]) -> None:
     version = plain.get("format_version")
     if version != FORMAT_VERSION:
         raise ProfileCacheError(
             f"{path}: format version {version!r}, this release reads {FORMAT_VERSION}"
         )
-    theirs, ours = plain.get("machine"), machine_identity()
+    theirs = plain.get("machine")
     if theirs != ours:
         raise ProfileCacheError(
             f"{path}: its times were measured on another machine and do not hold here\n"
             f"  there    {_told(theirs)}\n"
             f"  here     {_told(ours)}"
         )
+
+
+def _entries(path: Path, plain: Any) -> dict[str, LayerMeasure]:
+    if not isinstance(plain, dict) or not isinstance(plain.get("layers"), dict):
+        raise ProfileCacheError(f"{path}: damaged: no table of layers")
+    _check_origin(path, plain, machine_identity())
     names = [field.name for field in fields(LayerMeasure)]
     entries = {}
     for key, item in plain["layers"].items():

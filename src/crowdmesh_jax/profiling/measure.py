@@ -7,6 +7,7 @@ their speed relative to this machine.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +21,17 @@ import numpy as np
 
 from ..core.crowd import Crowd
 from ..core.profile import LayerSeconds
+from ..errors import ProfileCacheError
 from ..export.chain import build_chain
 from ..model import TrainingJob
 from ..model.randomness import layer_key
 from ..model.trees import count
-from .cache import LayerMeasure, ProfileCache, open_cache
+from .cache import LayerMeasure, ProfileCache, load_calibration, open_cache, save_calibration
 from .compiled import LayerPrograms, UpdateProgram
 from .costs import trace_layer
 from .roofline import Calibration
+
+logger = logging.getLogger(__name__)
 
 PyTree = Any
 MATRIX = 256
@@ -71,6 +75,24 @@ def calibrate(*, seconds: float = 0.5) -> float:
         took = _median_s(lambda run=run, given=arguments: run(*given), seconds / len(mixes))
         per_flop.append(took / flops)
     return 1.0 / statistics.fmean(per_flop)
+
+
+def kept_calibration(folder: Path | None) -> Calibration:
+    """The rates that were measured here before; measured and kept where there are none.
+
+    So calls of one machine plan alike, and a start does not pay for it again. None: nowhere.
+    """
+    if folder is None:
+        return calibrate_machine()
+    try:
+        found = load_calibration(folder)
+    except ProfileCacheError as exc:
+        logger.warning("%s; measuring again", exc)
+        found = None
+    if found is None:
+        found = calibrate_machine()
+        save_calibration(folder, found)
+    return found
 
 
 def calibrate_machine(*, seconds: float = 1.0) -> Calibration:

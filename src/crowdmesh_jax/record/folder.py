@@ -210,8 +210,9 @@ class RunFolder:
     def write_memory(self, table: Mapping[str, Mapping[str, int]]) -> None:
         """Writes `memory.json`: {device: {"predicted_bytes", "idle_bytes", "peak_bytes", ...}}.
 
-        `peak_bytes` and `idle_bytes` are resident bytes of the device's process, at most during
-        the run and before it had a stage; `predicted_bytes` is for the difference.
+        `idle_bytes`, `loading_peak_bytes` and `peak_bytes` are resident bytes of the device's
+        process: before it had a stage, at most until the stage was in place, and at most since
+        then; `predicted_bytes` is for what the last is above the first.
         """
         write_atomic(self.memory_path, (json.dumps(table, indent=1) + "\n").encode())
 

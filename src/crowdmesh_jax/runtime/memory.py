@@ -23,8 +23,10 @@ class MemoryReport:
     idle_bytes: int
     """Resident before anything was installed."""
     now_bytes: int
+    loading_peak_bytes: int
+    """The most that was resident until the stage was in place; it contains compiling."""
     peak_bytes: int
-    """The most that was resident since the run before ended."""
+    """The most that was resident since then."""
     step_temp_bytes: int
     """Largest need of a forward or backward beyond its inputs and results."""
     update_temp_bytes: int
@@ -35,7 +37,8 @@ def memory_table(
 ) -> dict[str, dict[str, int]]:
     """What `memory.json` holds, per device that reported, in plan order; all in bytes.
 
-    `predicted_bytes` is above an idle agent, as `peak_bytes` minus `idle_bytes` is.
+    `predicted_bytes` is above an idle agent, as `peak_bytes` minus `idle_bytes` is: what training
+    needs, not loading.
     """
     schedule = schedule_for(plan)
     table = {}
@@ -52,6 +55,7 @@ def memory_table(
         table[str(stage.device)] = {
             "predicted_bytes": RUNTIME_BYTES + expected.training_bytes,
             "idle_bytes": report.idle_bytes,
+            "loading_peak_bytes": report.loading_peak_bytes,
             "peak_bytes": report.peak_bytes,
             "now_bytes": report.now_bytes,
         }

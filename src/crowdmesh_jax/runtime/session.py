@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import secrets
 import statistics
@@ -49,6 +50,8 @@ Key = tuple[str, str, str]
 MEASURE_REPEATS = 5
 WARMUP_STEPS = 2
 """Left out of the measured step time: caches and queues fill."""
+FAR_FROM_PLAN = 1.5
+"""Timed stages that are so much slower than planned are worth a warning."""
 ABORT_S = 10.0
 """For a run that is told to stop at once, since the caller's own code raised: it waits for no step,
 only for its own tasks and files."""
@@ -280,6 +283,7 @@ class Session:
                 )
                 self.folder.write_prediction(prediction)
                 self.trace.predicted = self.timeline
+                self._warn_if_planned_short(self.timeline.step_s)
                 self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
             case ev.StepShown():
                 self._show_step(news)
@@ -292,6 +296,18 @@ class Session:
                 self.best_version = version
                 path = self.folder.best_path
                 self.tell(BestEvent(version=version, metric=metric, value=value, path=path))
+
+    def _warn_if_planned_short(self, timed_s: float) -> None:
+        planned_s = self.prediction.step_s if self.prediction is not None else math.inf
+        if timed_s > FAR_FROM_PLAN * planned_s:
+            logger.warning(
+                "a step takes %.1f ms by the stages' own times, %.1f times what the plan was made"
+                " by: another plan may be faster. Small layers are calls and hops more than"
+                " arithmetic. Plan from measured layers (cm.profile(..., measure=True);"
+                " --measure), take larger microbatches, or compare with solver='single_best'",
+                1e3 * timed_s,
+                timed_s / planned_s,
+            )
 
     def _show_evaluation(self, version: int, values: Mapping[str, float]) -> None:
         assert self.evaluation is not None

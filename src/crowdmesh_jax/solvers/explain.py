@@ -42,6 +42,7 @@ def explain(
         predicted = result.predicted if result is not None else predict(profile, crowd, plan)
     lines = [_headline(plan, predicted), *_table(plan, profile, crowd, predicted)]
     lines += _memory_note(plan, crowd, predicted)
+    lines += _alone(plan, profile, crowd, predicted)
     lines += _left_out(plan, crowd, result)
     lines += _leaves(plan, profile)
     if result is not None:
@@ -146,6 +147,29 @@ def _memory_note(plan: PipelinePlan, crowd: Crowd, predicted: Prediction) -> lis
     if tight:
         lines.append(f"does not fit: {', '.join(tight)}")
     return lines
+
+
+def _alone(
+    plan: PipelinePlan, profile: ModelProfile, crowd: Crowd, predicted: Prediction
+) -> list[str]:
+    """What the split is worth: the step of the best device that can hold the whole model."""
+    if len(plan.stages) == 1:
+        return []
+    steps = []
+    for device in crowd.devices:
+        whole = PipelinePlan.even(
+            plan.num_layers, [device.id], microbatches=plan.microbatches, schedule="1f1b"
+        )
+        seen = predict(profile, crowd, whole)
+        if seen.stages[0].memory.total_bytes <= device.memory_bytes:
+            steps.append((seen.step_s, device.id))
+    if not steps:
+        return ["alone: no device can hold the whole model"]
+    step_s, device = min(steps)
+    ratio = step_s / predicted.step_s
+    return [
+        f"alone: {device} would take {format_seconds(step_s)} a step, {ratio:.2f} times this plan"
+    ]
 
 
 def _left_out(plan: PipelinePlan, crowd: Crowd, result: PartitionResult | None) -> list[str]:
