@@ -1,6 +1,7 @@
 """A stage's state is in memory once: installing, measuring and snapshots make no lasting copy."""
 
 import gc
+import time
 
 import jax
 import numpy as np
@@ -86,6 +87,15 @@ def test_measuring_leaves_the_stages_arrays_alone_and_keeps_none_of_its_own(load
         assert np.array_equal(value, before[key]), key
     assert worker._gradients
     assert not any(np.any(value) for value in worker._gradients.values())
+
+
+def test_an_updates_time_contains_the_new_accumulators_that_it_makes(loaded, monkeypatch):
+    worker = worker_of(loaded)
+    inner = worker._begin_step
+    monkeypatch.setattr(worker, "_begin_step", lambda: time.sleep(0.05) or inner())
+    seconds = worker.measure(Pace(), 1)
+    assert seconds["update"] > 0.05
+    assert seconds["weigh"] < 0.05
 
 
 def test_measuring_a_backward_makes_no_second_set_of_accumulators(loaded, monkeypatch):
