@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import data as data
     from . import errors as errors
+    from .core import Access as Access
     from .core import Crowd as Crowd
     from .core import DefaultLink as DefaultLink
     from .core import Device as Device
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
 
 _ROOM_NAMES = {
     "core": (
-        "Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile PipelinePlan"
+        "Access Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile PipelinePlan"
         " Prediction Stage"
     ),
     "data": (

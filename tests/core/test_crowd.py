@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crowdmesh_jax.core import (
+    Access,
     Crowd,
     DefaultLink,
     Device,
@@ -28,7 +29,7 @@ from crowdmesh_jax.core import (
 )
 from crowdmesh_jax.errors import FormatError, InvalidCrowdError, InvalidPlanError, InvalidValueError
 
-A, B = DeviceId("a"), DeviceId("b")
+A, B, C = DeviceId("a"), DeviceId("b"), DeviceId("c")
 not_positive = st.sampled_from([0.0, -1.0, math.nan, math.inf, -math.inf])
 
 
@@ -43,6 +44,55 @@ def test_a_device_names_the_figure_that_is_out_of_range(field, bad):
 def test_a_device_id_must_be_short_and_printable(bad):
     with pytest.raises(InvalidCrowdError, match="1-64 printable characters"):
         Device(id=DeviceId(bad))
+
+
+def test_devices_with_access_reach_each_other_up_from_one_and_down_to_the_other():
+    fast = Access(uplink_bytes_per_s=3e6, downlink_bytes_per_s=9e6, latency_s=0.002, cell="w")
+    slow = Access(uplink_bytes_per_s=1e6, downlink_bytes_per_s=2e6, latency_s=0.02)
+    own = Link(source=A, target=C, bandwidth_bytes_per_s=7.0)
+    crowd = Crowd(
+        devices=(Device(id=A, access=fast), Device(id=B, access=slow), Device(id=C, access=slow)),
+        links=(own,),
+    )
+    there, back = crowd.link("a", "b"), crowd.link("b", "a")
+    assert there is not None
+    assert back is not None
+    assert (there.bandwidth_bytes_per_s, there.latency_s) == (2e6, pytest.approx(0.022))
+    assert (back.bandwidth_bytes_per_s, back.latency_s) == (1e6, pytest.approx(0.022))
+    assert crowd.link("a", "c") is own, "a link of its own comes first"
+    assert crowd.link("a", "a") is None
+    alone = Crowd(devices=(Device(id=A, access=fast), Device(id=B)))
+    assert alone.link("a", "b") is None, "one end without access, and no default"
+
+
+def test_a_devices_data_and_place_survive_a_file():
+    device = Device(
+        id=A, label_counts=(3, 0, 4), leave_hazard_per_s=0.01, position_m=(1.5, -2.0),
+        access=Access(uplink_bytes_per_s=1.0, downlink_bytes_per_s=2.0),
+    )  # fmt: skip
+    crowd = Crowd(devices=(device,))
+    assert device.rows == 7
+    assert from_json(Crowd, to_json(crowd)) == crowd
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"label_counts": (1, -1)}, "label_counts must be >= 0"),
+        ({"leave_hazard_per_s": -1.0}, "leave_hazard_per_s must be finite and >= 0"),
+        ({"position_m": (0.0, math.nan)}, "position_m must be finite"),
+    ],
+)
+def test_data_and_place_out_of_range_are_named(fields, says):
+    with pytest.raises(InvalidCrowdError, match=says):
+        Device(id=A, **fields)
+
+
+@given(not_positive)
+def test_access_out_of_range_is_named(bad):
+    for field in ("uplink_bytes_per_s", "downlink_bytes_per_s"):
+        with pytest.raises(InvalidCrowdError, match=f"access: {field}"):
+            Access(**{"uplink_bytes_per_s": 1.0, "downlink_bytes_per_s": 1.0, field: bad})
 
 
 @given(not_positive)

@@ -16,6 +16,7 @@ from .cost import (
     strict_period_s,
 )
 from .crowd import (
+    Access,
     Crowd,
     DefaultLink,
     Device,
@@ -68,6 +69,7 @@ from .values import (
 
 __all__ = [
     "COMPILE_PEAK_BYTES",
+    "Access",
     "Crowd",
     "CutTimes",
     "DefaultLink",

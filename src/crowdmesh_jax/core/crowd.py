@@ -32,6 +32,26 @@ def _check(who: str, name: str, value: float, *, zero_ok: bool = False) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a device reaches the others through an access point or a base station.
+
+    From `a` to `b` goes up from `a` and down to `b`: the slower of the two rates, both latencies.
+    """
+
+    uplink_bytes_per_s: float
+    downlink_bytes_per_s: float
+    latency_s: float = 0.0
+    """One way between the device and its access point."""
+    cell: str = ""
+    """Access point or base station; devices of one cell may share its air. "": none known."""
+
+    def __post_init__(self) -> None:
+        _check("access", "uplink_bytes_per_s", self.uplink_bytes_per_s)
+        _check("access", "downlink_bytes_per_s", self.downlink_bytes_per_s)
+        _check("access", "latency_s", self.latency_s, zero_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One machine of the crowd, as the planner sees it."""
 
@@ -44,6 +64,14 @@ class Device:
     """Emulated speed: 1 runs at the machine's own pace, 0.25 four times slower. Real boards: 1."""
     address: str | None = None
     """`host:port` where its agent listens; None for agents that a launcher starts."""
+    access: Access | None = None
+    """Its way to every device that has one too; None: links are given pair by pair."""
+    label_counts: tuple[int, ...] = ()
+    """Rows of data that it holds, per class; (): it holds none, or nobody knows."""
+    leave_hazard_per_s: float = 0.0
+    """Rate at which it is expected to leave: 1 / mean seconds that it stays."""
+    position_m: tuple[float, float] | None = None
+    """Where it is, in metres, if known."""
 
     def __post_init__(self) -> None:
         if not self.id or len(self.id) > 64 or not self.id.isprintable():
@@ -54,6 +82,18 @@ class Device:
         _check(who, "flops_per_s", self.flops_per_s)
         _check(who, "memory_bytes", self.memory_bytes)
         _check(who, "speed", self.speed)
+        _check(who, "leave_hazard_per_s", self.leave_hazard_per_s, zero_ok=True)
+        if any(count < 0 for count in self.label_counts):
+            raise InvalidCrowdError(f"{who}: label_counts must be >= 0, got {self.label_counts}")
+        if self.position_m is not None:
+            for coordinate in self.position_m:
+                if not math.isfinite(coordinate):
+                    raise InvalidCrowdError(f"{who}: position_m must be finite, got {coordinate}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of data that it holds."""
+        return sum(self.label_counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +133,8 @@ class DefaultLink:
 class Crowd:
     """A set of devices and the directed links between them.
 
-    Pairs without a link of their own use `default_link`; with `default_link=None` they cannot talk.
+    Pairs without a link of their own go through both devices' `access`, else use `default_link`;
+    with `default_link=None` they cannot talk.
     """
 
     devices: tuple[Device, ...]
@@ -187,7 +228,17 @@ class Crowd:
             self.device(end)
         if (source, target) in self._by_pair:
             return self._by_pair[source, target]
-        if self.default_link is None or source == target:
+        if source == target:
+            return None
+        up, down = self._by_id[source].access, self._by_id[target].access
+        if up is not None and down is not None:
+            return Link(
+                source=DeviceId(source),
+                target=DeviceId(target),
+                bandwidth_bytes_per_s=min(up.uplink_bytes_per_s, down.downlink_bytes_per_s),
+                latency_s=up.latency_s + down.latency_s,
+            )
+        if self.default_link is None:
             return None
         return Link(
             source=DeviceId(source),
