@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .core import ModelProfile as ModelProfile
     from .core import PipelinePlan as PipelinePlan
     from .core import Prediction as Prediction
+    from .core import Share as Share
     from .core import Stage as Stage
     from .data import ArraySource as ArraySource
     from .data import Clips as Clips
@@ -81,7 +82,7 @@ if TYPE_CHECKING:
 _ROOM_NAMES = {
     "core": (
         "Access Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile PipelinePlan"
-        " Prediction Stage"
+        " Prediction Share Stage"
     ),
     "data": (
         "ArraySource Clips DataSource TextSource Vocabulary check_labels cut_windows digits"

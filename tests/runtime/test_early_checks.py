@@ -35,3 +35,13 @@ def test_arrays_that_are_no_source_are_told_how_to_become_one(tmp_path):
     pair = (np.zeros((8, 6), np.float32), np.zeros(8, np.int32))
     with pytest.raises(errors.DataError, match=r"got tuple; .* cm\.ArraySource\(inputs, targets,"):
         cm.train(job, cm.Crowd.local(), pair, steps=1, runs_dir=tmp_path)
+
+
+def test_a_plan_with_shared_stages_is_refused_as_planned_only(tmp_path):
+    job, data = small_job()
+    layers = len(job.model.layers)
+    shares = tuple(cm.Share(device=d, rows=1) for d in ("device-0", "device-1"))
+    stage = cm.Stage(device="device-0", first_layer=0, last_layer=layers - 1, shares=shares)
+    plan = cm.PipelinePlan(stages=(stage,), num_layers=layers, microbatches=job.microbatches)
+    with pytest.raises(errors.InvalidPlanError, match="shared by device-0, device-1: .* share=Fal"):
+        cm.train(job, cm.Crowd.local(), data, steps=1, plan=plan, runs_dir=tmp_path)

@@ -11,6 +11,7 @@ from .cost import (
     first_microbatch_s,
     period_s,
     predict,
+    row_shares,
     stage_times,
     step_time_s,
     strict_period_s,
@@ -30,6 +31,7 @@ from .memory import (
 )
 from .plan import (
     PipelinePlan,
+    Share,
     Stage,
 )
 from .profile import (
@@ -87,6 +89,7 @@ __all__ = [
     "Prediction",
     "Schedule",
     "ScheduleBuilder",
+    "Share",
     "Stage",
     "StagePrediction",
     "StageTimes",
@@ -106,6 +109,7 @@ __all__ = [
     "make_schedule",
     "period_s",
     "predict",
+    "row_shares",
     "schedule_for",
     "stage_memory",
     "stage_times",

@@ -46,7 +46,7 @@ from itertools import pairwise
 from ..errors import InvalidPlanError, InvalidValueError
 from .crowd import Crowd, DeviceId, Link
 from .memory import COMPILE_PEAK_BYTES, MemoryBreakdown, stage_memory
-from .plan import PipelinePlan
+from .plan import PipelinePlan, Stage
 from .profile import ModelProfile
 from .schedule import BUILT_IN, ScheduleBuilder, schedule_for, warmup_depths
 from .timeline import CutTimes, StageTimes, Timeline, evaluate
@@ -64,6 +64,7 @@ class StagePrediction:
     backward_s: float
     update_s: float
     memory: MemoryBreakdown
+    """Of a shared stage, that of the device with the most rows."""
     in_flight: int
     idle_share: float
     """Of the step, the share in which the device computes nothing."""
@@ -98,6 +99,9 @@ def stage_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tupl
 
     The last stage's forward, loss and backward are one program, run where the schedule says
     backward: its forward takes 0, its backward both. Recomputation adds the forward to backward.
+    A shared stage takes as long as its slowest device with that one's rows; after the last backward
+    its devices sum gradients in a ring, 2 (g - 1) / g of their bytes over the slowest link between
+    them (as Asteroid, arXiv 2408.08015, by two re-implementations).
 
     Raises:
         InvalidPlanError: The plan is for another number of layers or microbatches.
@@ -106,16 +110,57 @@ def stage_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tupl
     _check_plan(profile, plan)
     found = []
     for index, stage in enumerate(plan.stages):
-        rows = profile.layer_seconds(crowd, stage.device)[stage.first_layer : stage.last_layer + 1]
-        forward_s = math.fsum(row.forward_s for row in rows)
-        backward_s = math.fsum(row.backward_s for row in rows)
-        update_s = math.fsum(row.update_s for row in rows)
+        forward_s = backward_s = update_s = 0.0
+        for device, share in row_shares(profile, index, stage):
+            rows = profile.layer_seconds(crowd, device)[stage.first_layer : stage.last_layer + 1]
+            forward_s = max(forward_s, share * math.fsum(row.forward_s for row in rows))
+            backward_s = max(backward_s, share * math.fsum(row.backward_s for row in rows))
+            update_s = max(update_s, math.fsum(row.update_s for row in rows))
         if index == len(plan.stages) - 1:
             forward_s, backward_s = 0.0, forward_s + backward_s
         elif stage.recompute:
             backward_s += forward_s
-        found.append(StageTimes(forward_s=forward_s, backward_s=backward_s, update_s=update_s))
+        found.append(
+            StageTimes(
+                forward_s=forward_s,
+                backward_s=backward_s,
+                update_s=update_s,
+                reduce_s=_ring_s(profile, crowd, index, stage),
+            )
+        )
     return tuple(found)
+
+
+def row_shares(profile: ModelProfile, index: int, stage: Stage) -> list[tuple[DeviceId, float]]:
+    """Each device of a stage with its part of a microbatch's rows; one device has them all.
+
+    Raises:
+        InvalidPlanError: The shares are not the rows of a microbatch.
+    """
+    if not stage.shares:
+        return [(stage.device, 1.0)]
+    total = sum(share.rows for share in stage.shares)
+    if total != profile.microbatch_size:
+        raise InvalidPlanError(
+            f"stage {index} ({stage.device}) shares {total} rows,"
+            f" a microbatch has {profile.microbatch_size}"
+        )
+    return [(share.device, share.rows / total) for share in stage.shares]
+
+
+def _ring_s(profile: ModelProfile, crowd: Crowd, index: int, stage: Stage) -> float:
+    devices = stage.devices
+    if len(devices) == 1:
+        return 0.0
+    ring = [
+        _link(crowd, f"stage {index} is shared by {a!r} and {b!r}", a, b)
+        for a, b in zip(devices, (*devices[1:], devices[0]), strict=True)
+    ]
+    count = len(devices)
+    size = sum(profile.layers[layer].parameter_bytes for layer in stage.layers)
+    slowest = min(link.bandwidth_bytes_per_s for link in ring)
+    latency_s = max(link.latency_s for link in ring)
+    return 2 * (count - 1) * (size / count / slowest + latency_s)
 
 
 def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[CutTimes, ...]:
@@ -127,26 +172,29 @@ def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[
     _check_plan(profile, plan)
     found = []
     for index, (left, right) in enumerate(pairwise(plan.stages)):
-        down = _link(crowd, index, left.device, right.device)
-        back = _link(crowd, index, right.device, left.device)
+        why = f"stages {index} and {index + 1} are neighbours"
+        down = [_link(crowd, why, a, b) for a in left.devices for b in right.devices]
+        back = [_link(crowd, why, b, a) for a in left.devices for b in right.devices]
         forward_bytes, backward_bytes = profile.cut_bytes(right.first_layer)
+        # Between groups: all rows over the slowest link of any pair, as Asteroid counts it.
         found.append(
             CutTimes(
-                forward_latency_s=down.latency_s,
-                forward_transfer_s=forward_bytes / down.bandwidth_bytes_per_s,
-                backward_latency_s=back.latency_s,
-                backward_transfer_s=backward_bytes / back.bandwidth_bytes_per_s,
+                forward_latency_s=max(link.latency_s for link in down),
+                forward_transfer_s=forward_bytes / min(link.bandwidth_bytes_per_s for link in down),
+                backward_latency_s=max(link.latency_s for link in back),
+                backward_transfer_s=backward_bytes
+                / min(link.bandwidth_bytes_per_s for link in back),
             )
         )
     return tuple(found)
 
 
-def _link(crowd: Crowd, cut: int, source: str, target: str) -> Link:
+def _link(crowd: Crowd, why: str, source: str, target: str) -> Link:
     link = crowd.link(source, target)
     if link is None:
         raise InvalidPlanError(
-            f"stages {cut} and {cut + 1} are neighbours, but there is no link {source!r} ->"
-            f" {target!r}; add the link, a default_link, or another device order"
+            f"{why}, but there is no link {source!r} -> {target!r};"
+            " add the link, a default_link, or another device order"
         )
     return link
 
@@ -366,6 +414,7 @@ def predict(
                     num_stages=len(stages),
                     in_flight=in_flight,
                     compile_peak_bytes=compile_peak_bytes,
+                    rows_share=max(share for _, share in row_shares(profile, index, stage)),
                 ),
                 in_flight=in_flight,
                 idle_share=timeline.bubble_share[index],

@@ -8,6 +8,7 @@ of device limits; solvers compare.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from ..errors import InvalidValueError
@@ -92,6 +93,7 @@ def stage_memory(
     log_steps: int = 0,
     hosted_bytes: int = 0,
     compile_peak_bytes: int = COMPILE_PEAK_BYTES,
+    rows_share: float = 1.0,
 ) -> MemoryBreakdown:
     """Memory of one stage of a plan.
 
@@ -108,6 +110,7 @@ def stage_memory(
         log_steps: Steps of sent boundary frames kept for replay.
         hosted_bytes: Copies held for other stages.
         compile_peak_bytes: Counted instead of the training terms where it is larger.
+        rows_share: Of each microbatch's rows, the part that a device of a shared stage has.
 
     Raises:
         InvalidValueError: The stage's layers are not in the profile, or a count is negative.
@@ -150,11 +153,14 @@ def stage_memory(
         for owner, size in layer.borrows
         if owner in names and layer.name not in names
     )
-    stash_bytes = in_flight * waiting_bytes + keeping * residual_bytes
+    stash_bytes = math.ceil(rows_share * (in_flight * waiting_bytes + keeping * residual_bytes))
     temp_bytes = max(layer.temp_bytes for layer in layers)
     update_temp_bytes = sum(layer.update_temp_bytes for layer in layers)
     sent_bytes = (before.gradient_bytes if before else 0) + (after.output_bytes if after else 0)
     received_bytes = (before.output_bytes if before else 0) + (after.gradient_bytes if after else 0)
+    sent_bytes, received_bytes = (
+        math.ceil(rows_share * size) for size in (sent_bytes, received_bytes)
+    )
     return MemoryBreakdown(
         parameter_bytes=parameter_bytes + borrowed_bytes,
         gradient_bytes=parameter_bytes + borrowed_bytes,

@@ -14,8 +14,16 @@ from .crowd import DeviceId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A device's part of a shared stage: so many rows of each microbatch."""
+
+    device: DeviceId
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Layers `first_layer .. last_layer` (both inside) on one device."""
+    """Layers `first_layer .. last_layer` (both inside) on one device, or shared by several."""
 
     device: DeviceId
     first_layer: int
@@ -24,6 +32,14 @@ class Stage:
     """Backward recomputes the forward instead of keeping residuals."""
     warmup: int | None = None
     """Microbatches in flight under `eager`; None: the schedule's own rule."""
+    shares: tuple[Share, ...] = ()
+    """Devices that split each microbatch's rows and sum gradients, `device` first; (): `device`
+    alone. Planned and predicted only: this release runs one device a stage."""
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """All devices of the stage."""
+        return tuple(share.device for share in self.shares) or (self.device,)
 
     @property
     def layers(self) -> range:
@@ -62,10 +78,12 @@ class PipelinePlan:
                 raise InvalidPlanError(
                     f"stage {index} ({stage.device}): warmup must be >= 1, got {stage.warmup}"
                 )
+            if stage.shares:
+                _check_shares(index, stage)
             expected = stage.last_layer + 1
         if expected != self.num_layers:
             raise InvalidPlanError(f"stages end at layer {expected - 1} of {self.num_layers - 1}")
-        devices = [stage.device for stage in self.stages]
+        devices = [device for stage in self.stages for device in stage.devices]
         if len(set(devices)) != len(devices):
             twice = next(d for d in devices if devices.count(d) > 1)
             raise InvalidPlanError(f"device {twice!r} has two stages; each device holds one")
@@ -112,7 +130,13 @@ class PipelinePlan:
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
+        """One per stage; of a shared stage the first."""
         return tuple(stage.device for stage in self.stages)
+
+    @property
+    def all_devices(self) -> tuple[DeviceId, ...]:
+        """Every device that has layers, stage by stage."""
+        return tuple(device for stage in self.stages for device in stage.devices)
 
     def stage_of(self, device: str) -> int | None:
         """Index of the device's stage; None where it has none."""
@@ -124,3 +148,15 @@ class PipelinePlan:
     def digest(self) -> str:
         """SHA-256 of the plan's JSON: equal plans, equal digests."""
         return hashlib.sha256(values.to_json(self).encode()).hexdigest()
+
+
+def _check_shares(index: int, stage: Stage) -> None:
+    who = f"stage {index} ({stage.device})"
+    if len(stage.shares) < 2 or stage.shares[0].device != stage.device:
+        raise InvalidPlanError(
+            f"{who}: shares must name the stage's own device first and at least one other,"
+            f" got {[share.device for share in stage.shares]}"
+        )
+    for share in stage.shares:
+        if share.rows < 1:
+            raise InvalidPlanError(f"{who}: {share.device} has {share.rows} rows, must be >= 1")

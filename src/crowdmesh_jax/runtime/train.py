@@ -228,6 +228,12 @@ def _check_plan(plan: PipelinePlan, job: TrainingJob, crowd: Crowd) -> None:
         raise InvalidPlanError(
             f"the plan has {plan.microbatches} microbatches, the job {job.microbatches}"
         )
+    for index, stage in enumerate(plan.stages):
+        if stage.shares:
+            raise InvalidPlanError(
+                f"stage {index} is shared by {', '.join(stage.devices)}: this release predicts"
+                " shared stages and does not run them; solve with share=False"
+            )
     for device in plan.devices:
         crowd.device(device)
     for upper, lower in zip(plan.devices, plan.devices[1:], strict=False):

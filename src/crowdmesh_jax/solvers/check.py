@@ -6,7 +6,9 @@ profile and the crowd through `core` alone, and knows no search.
 
 from __future__ import annotations
 
-from ..core import PipelinePlan, schedule_for, stage_memory
+from itertools import pairwise, permutations
+
+from ..core import PipelinePlan, Stage, schedule_for, stage_memory
 from ..errors import InvalidPlanError
 from .problem import PartitionProblem
 from .units import format_bytes
@@ -25,7 +27,7 @@ def plan_faults(problem: PartitionProblem, plan: PipelinePlan) -> tuple[str, ...
     if plan.schedule != problem.schedule:
         faults.append(f"its schedule is {plan.schedule!r}, asked for {problem.schedule!r}")
     known = {device.id for device in crowd.devices}
-    unknown = [device for device in plan.devices if device not in known]
+    unknown = [device for device in plan.all_devices if device not in known]
     if unknown:
         return (*faults, f"device {unknown[0]!r} is not in the crowd")
     count = len(plan.stages)
@@ -36,40 +38,69 @@ def plan_faults(problem: PartitionProblem, plan: PipelinePlan) -> tuple[str, ...
     faults += [
         f"device {device!r} must have a stage and has none"
         for device in problem.requires
-        if device not in plan.devices
+        if device not in plan.all_devices
     ]
     schedule = schedule_for(plan)
     for index, stage in enumerate(plan.stages):
         who = f"stage {index} ({stage.device})"
-        if stage.device not in problem.allowed_devices:
-            faults.append(f"{who}: the device may not be used")
-        for layer in stage.layers:
-            if not problem.allows(stage.device, layer):
-                faults.append(
-                    f"{who}: layer {layer} {profile.layers[layer].name!r} may not run there"
-                )
+        for device in stage.devices:
+            at = who if device == stage.device else f"{who}, shared by {device}"
+            if device not in problem.allowed_devices:
+                faults.append(f"{at}: the device may not be used")
+            for layer in stage.layers:
+                if not problem.allows(device, layer):
+                    faults.append(
+                        f"{at}: layer {layer} {profile.layers[layer].name!r} may not run there"
+                    )
+        if stage.shares:
+            faults += _sharing_faults(problem, who, stage)
         if problem.recompute == "never" and stage.recompute:
             faults.append(f"{who}: recomputes, which is not allowed")
-        memory = stage_memory(
-            profile,
-            stage,
-            stage_index=index,
-            num_stages=count,
-            in_flight=schedule.max_in_flight(index),
-            snapshots=problem.snapshots,
-            log_steps=problem.log_steps,
-            compile_peak_bytes=problem.compile_peak_bytes,
-        )
-        limit = crowd.device(stage.device).memory_bytes
-        if memory.total_bytes > limit:
-            faults.append(
-                f"{who}: needs {format_bytes(memory.total_bytes)}, has {format_bytes(limit)}"
+        rows = sum(share.rows for share in stage.shares)
+        shares = [(s.device, s.rows / rows) for s in stage.shares] or [(stage.device, 1.0)]
+        for device, share in shares:
+            memory = stage_memory(
+                profile,
+                stage,
+                stage_index=index,
+                num_stages=count,
+                in_flight=schedule.max_in_flight(index),
+                snapshots=problem.snapshots,
+                log_steps=problem.log_steps,
+                compile_peak_bytes=problem.compile_peak_bytes,
+                rows_share=share,
             )
-    for left, right in zip(plan.stages, plan.stages[1:], strict=False):
-        for source, target in ((left.device, right.device), (right.device, left.device)):
-            if crowd.link(source, target) is None:
-                faults.append(f"no link {source!r} -> {target!r}")
+            limit = crowd.device(device).memory_bytes
+            if memory.total_bytes > limit:
+                at = who if device == stage.device else f"{who}, shared by {device}"
+                faults.append(
+                    f"{at}: needs {format_bytes(memory.total_bytes)}, has {format_bytes(limit)}"
+                )
+    pairs = [(a, b) for stage in plan.stages for a, b in permutations(stage.devices, 2)]
+    for left, right in pairwise(plan.stages):
+        pairs += [pair for a in left.devices for b in right.devices for pair in ((a, b), (b, a))]
+    faults += [f"no link {a!r} -> {b!r}" for a, b in pairs if crowd.link(a, b) is None]
     return tuple(faults)
+
+
+def _sharing_faults(problem: PartitionProblem, who: str, stage: Stage) -> list[str]:
+    faults = []
+    if not problem.share:
+        faults.append(f"{who}: is shared, which was not asked for")
+    rows = sum(share.rows for share in stage.shares)
+    if rows != problem.profile.microbatch_size:
+        faults.append(
+            f"{who}: shares {rows} rows, a microbatch has {problem.profile.microbatch_size}"
+        )
+    # BatchNorm and the like take statistics over the rows that they see.
+    mixing = [
+        problem.profile.layers[layer].name
+        for layer in stage.layers
+        if problem.profile.layers[layer].state_bytes
+    ]
+    if mixing:
+        faults.append(f"{who}: layer {mixing[0]!r} has state over all rows and cannot be shared")
+    return faults
 
 
 def check_plan(problem: PartitionProblem, plan: PipelinePlan) -> None:

@@ -173,7 +173,7 @@ def _alone(
 
 
 def _left_out(plan: PipelinePlan, crowd: Crowd, result: PartitionResult | None) -> list[str]:
-    idle = [device.id for device in crowd.devices if device.id not in plan.devices]
+    idle = [device.id for device in crowd.devices if device.id not in plan.all_devices]
     if not idle:
         return []
     if result is None:

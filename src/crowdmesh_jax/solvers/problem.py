@@ -51,6 +51,9 @@ class PartitionProblem:
     """Backward recomputes the forward: never, always, or where memory asks for it ("auto")."""
     objective: Objective = "evaluate"
     """What ranks the last candidates: the exact timeline, or the closed form R_0 + (M - 1) T."""
+    share: bool = False
+    """Whether several devices may share a stage (solvers "asteroid" and "hybrid"; others do not).
+    Such plans are predicted, not run, by this release."""
     snapshots: int = 0
     """Own copies of parameters, optimizer state and statistics that each device keeps."""
     log_steps: int = 0
