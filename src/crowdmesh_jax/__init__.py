@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import errors as errors
     from .core import Access as Access
+    from .core import Backhaul as Backhaul
     from .core import Crowd as Crowd
     from .core import DefaultLink as DefaultLink
     from .core import Device as Device
@@ -81,8 +82,8 @@ if TYPE_CHECKING:
 
 _ROOM_NAMES = {
     "core": (
-        "Access Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile PipelinePlan"
-        " Prediction Share Stage"
+        "Access Backhaul Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile"
+        " PipelinePlan Prediction Share Stage"
     ),
     "data": (
         "ArraySource Clips DataSource TextSource Vocabulary check_labels cut_windows digits"

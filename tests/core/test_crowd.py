@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from crowdmesh_jax.core import (
     Access,
+    Backhaul,
     Crowd,
     DefaultLink,
     Device,
@@ -63,6 +64,36 @@ def test_devices_with_access_reach_each_other_up_from_one_and_down_to_the_other(
     assert crowd.link("a", "a") is None
     alone = Crowd(devices=(Device(id=A, access=fast), Device(id=B)))
     assert alone.link("a", "b") is None, "one end without access, and no default"
+
+
+def test_between_cells_the_backhaul_caps_the_rate_and_adds_its_latency():
+    def access(cell: str) -> Access:
+        return Access(uplink_bytes_per_s=8e6, downlink_bytes_per_s=9e6, latency_s=0.002, cell=cell)
+
+    devices = tuple(
+        Device(id=DeviceId(f"{cell}{i}"), access=access(cell)) for cell in "xy" for i in range(2)
+    )
+    crowd = Crowd(devices=devices, backhaul=Backhaul(bandwidth_bytes_per_s=1e6, latency_s=0.03))
+    rates = {pair: crowd.link(*pair) for pair in (("x0", "x1"), ("x0", "y0"), ("y1", "x1"))}
+    told = {
+        pair: (link.bandwidth_bytes_per_s, pytest.approx(link.latency_s))
+        for pair, link in rates.items()
+        if link is not None
+    }
+    assert told == {
+        ("x0", "x1"): (8e6, 0.004), ("x0", "y0"): (1e6, 0.034), ("y1", "x1"): (1e6, 0.034),
+    }  # fmt: skip
+    wide = dataclasses.replace(crowd, backhaul=Backhaul(bandwidth_bytes_per_s=1e9))
+    link = wide.link("x0", "y0")
+    assert link is not None
+    assert link.bandwidth_bytes_per_s == 8e6, "it can only slow a pair down"
+    assert from_json(Crowd, to_json(crowd)) == crowd
+
+
+@given(not_positive)
+def test_a_backhaul_out_of_range_is_named(bad):
+    with pytest.raises(InvalidCrowdError, match="backhaul: bandwidth_bytes_per_s"):
+        Backhaul(bandwidth_bytes_per_s=bad)
 
 
 def test_a_devices_data_and_place_survive_a_file():

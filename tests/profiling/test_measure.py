@@ -6,7 +6,7 @@ import optax
 import pytest
 from support.families import family
 
-from crowdmesh_jax.core.crowd import Crowd, Device, DeviceId, Link
+from crowdmesh_jax.core.crowd import Backhaul, Crowd, Device, DeviceId, Link
 from crowdmesh_jax.profiling import calibrate, crowd_with_calibration, measure_layers, profile
 
 HOME, SLOW, AWAY = DeviceId("home"), DeviceId("slow"), DeviceId("away")
@@ -17,6 +17,7 @@ CROWD = Crowd(
         Device(id=AWAY, flops_per_s=7e8, address="10.0.0.1:5000"),
     ),
     links=(Link(source=HOME, target=SLOW, bandwidth_bytes_per_s=1e6),),
+    backhaul=Backhaul(bandwidth_bytes_per_s=2e6),
 )
 
 
@@ -32,7 +33,7 @@ def test_a_calibrated_crowd_differs_in_the_speed_of_this_machines_devices_only()
         for new, old in zip(made.devices, CROWD.devices, strict=True)
     ]
     assert tuple(back) == CROWD.devices
-    assert (made.links, made.default_link) == (CROWD.links, CROWD.default_link)
+    assert dataclasses.replace(made, devices=CROWD.devices) == CROWD, "links and backhaul stay"
 
 
 def test_a_calibrated_profile_predicts_by_the_measured_rate_and_the_devices_speed():

@@ -18,6 +18,7 @@ from .cost import (
 )
 from .crowd import (
     Access,
+    Backhaul,
     Crowd,
     DefaultLink,
     Device,
@@ -72,6 +73,7 @@ from .values import (
 __all__ = [
     "COMPILE_PEAK_BYTES",
     "Access",
+    "Backhaul",
     "Crowd",
     "CutTimes",
     "DefaultLink",

@@ -36,6 +36,7 @@ class Access:
     """How a device reaches the others through an access point or a base station.
 
     From `a` to `b` goes up from `a` and down to `b`: the slower of the two rates, both latencies.
+    Between cells the crowd's `backhaul` comes in, if it has one.
     """
 
     uplink_bytes_per_s: float
@@ -130,16 +131,33 @@ class DefaultLink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Backhaul:
+    """What lies between two cells: devices of different `Access.cell` go through it, too."""
+
+    bandwidth_bytes_per_s: float
+    """For each pair by itself; cuts that cross it at the same time are not added up."""
+    latency_s: float = 0.0
+    """On top of both devices' own."""
+
+    def __post_init__(self) -> None:
+        _check("backhaul", "bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        _check("backhaul", "latency_s", self.latency_s, zero_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Crowd:
     """A set of devices and the directed links between them.
 
-    Pairs without a link of their own go through both devices' `access`, else use `default_link`;
-    with `default_link=None` they cannot talk.
+    Pairs without a link of their own go through both devices' `access` (and through `backhaul`,
+    where there is one and their cells differ), else use `default_link`; with `default_link=None`
+    they cannot talk.
     """
 
     devices: tuple[Device, ...]
     links: tuple[Link, ...] = ()
     default_link: DefaultLink | None = None
+    backhaul: Backhaul | None = None
+    """None: nothing between the cells is slower than the devices' own access."""
     _by_id: dict[str, Device] = field(init=False, repr=False, compare=False)
     _by_pair: dict[tuple[str, str], Link] = field(init=False, repr=False, compare=False)
 
@@ -232,11 +250,18 @@ class Crowd:
             return None
         up, down = self._by_id[source].access, self._by_id[target].access
         if up is not None and down is not None:
+            bandwidth_bytes_per_s = min(up.uplink_bytes_per_s, down.downlink_bytes_per_s)
+            latency_s = up.latency_s + down.latency_s
+            if self.backhaul is not None and up.cell != down.cell:
+                bandwidth_bytes_per_s = min(
+                    bandwidth_bytes_per_s, self.backhaul.bandwidth_bytes_per_s
+                )
+                latency_s += self.backhaul.latency_s
             return Link(
                 source=DeviceId(source),
                 target=DeviceId(target),
-                bandwidth_bytes_per_s=min(up.uplink_bytes_per_s, down.downlink_bytes_per_s),
-                latency_s=up.latency_s + down.latency_s,
+                bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+                latency_s=latency_s,
             )
         if self.default_link is None:
             return None

@@ -124,7 +124,7 @@ def crowd_with_calibration(crowd: Crowd, flops_per_s: float) -> Crowd:
         else device
         for device in crowd.devices
     )
-    return Crowd(devices=devices, links=crowd.links, default_link=crowd.default_link)
+    return dataclasses.replace(crowd, devices=devices)
 
 
 @dataclass(frozen=True, slots=True)
