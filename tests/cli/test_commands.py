@@ -165,8 +165,11 @@ def test_what_this_process_compiles_is_kept_where_the_user_wants_it(tmp_path):
     command = [sys.executable, "-m", "crowdmesh_jax.cli", "profile", "mlp", "--speeds", "1"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    own = {**environment, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
-    subprocess.run(command, env=own, check=True, capture_output=True)
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"),
+        "XDG_CACHE_HOME": str(tmp_path / "other"),  # or the second call had nothing to measure
+    }
+    subprocess.run(command, env={**environment, **own}, check=True, capture_output=True)
     assert not planner.exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert list(planner.iterdir())

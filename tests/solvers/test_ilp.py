@@ -28,8 +28,8 @@ from crowdmesh_jax.solvers.backends import solve_mip
 from crowdmesh_jax.solvers.partition.bounds import Costs, bounds_at
 from crowdmesh_jax.solvers.partition.ilp import (
     _largest_period_s,
-    _least_period_s,
     _whole_program,
+    least_period_s,
 )
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables
@@ -219,7 +219,7 @@ def test_bounds_are_below_every_chain_within_the_period(problem, share):
     chains = list(all_chains(tables))
     assume(chains)
     periods = [tables.period_s(chain) for chain in chains]
-    assert _least_period_s(tables) <= min(periods)
+    assert least_period_s(tables) <= min(periods)
     assert max(periods) <= _largest_period_s(tables)
     period_s = share * max(periods)
     bounds = bounds_at(Costs(tables), period_s)

@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """glibc's numbers, `malloc.h`."""
-MAPPED_BYTES = 6 * 2**20
+MAPPED_BYTES = 2 * 2**20
 """Blocks above this size are mapped apart and returned to the system when freed. A heap keeps them
 between others: with 32 MB, agents held up to twice what their arrays took. Below it, faulting
 pages in anew at each call costs more time than it saves memory."""

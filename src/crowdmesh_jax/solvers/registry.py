@@ -29,6 +29,12 @@ def _ilp(**options: Any) -> PartitionSolver:
     return IlpSolver(**options)
 
 
+def _dp(**options: Any) -> PartitionSolver:
+    from .partition.dp import DpSolver
+
+    return DpSolver(**options)
+
+
 def _even(**options: Any) -> PartitionSolver:
     from .partition.simple import EvenSolver
 
@@ -50,6 +56,7 @@ def _single_best(**options: Any) -> PartitionSolver:
 _BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingProxyType(
     {
         "ilp": (_ilp, "shortest step time by integer programming; options backend, time_limit_s"),
+        "dp": (_dp, "the same optimum by labels over device sets; up to 12 devices"),
         "even": (_even, "equal layer counts over the devices in the order given"),
         "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
         "single_best": (_single_best, "the whole model on the device that trains it fastest"),

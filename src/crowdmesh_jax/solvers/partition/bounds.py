@@ -20,7 +20,7 @@ import numpy as np
 
 from .tables import Chain, Segment, Tables
 
-MOST_DEVICES = 11
+MOST_DEVICES = 12
 
 
 class Costs:
@@ -144,6 +144,39 @@ def _over_sets(
         link_s=link_s + link,
         chain=_read_chain(tables, start, after, by_depth, link),
     )
+
+
+def handed_over(costs: Costs, period_s: float) -> np.ndarray:
+    """What the layers before a stage add to R_0 at least, for chains of at most this period.
+
+    Returns:
+        Seconds by (set, cut, device): layers `..cut - 1` on some devices of the set, and the
+        hand-over of the last of them to the device. 0 at cut 0; infinite where nothing fits.
+    """
+    tables, limit_s = costs.tables, period_s * (1 + 1e-9)
+    count, layers = len(tables.devices), tables.num_layers
+    full, most = 1 << count, tables.max_stages
+    compute = np.where(costs.compute <= limit_s, costs.compute, np.inf)
+    link = np.where(costs.busiest <= limit_s, costs.round_trip, np.inf)
+    before = np.full((full, layers + 1, count), np.inf)
+    before[0, 0, :] = 0.0
+    into = link.transpose(2, 1, 0)
+    for mask in range(1, full):
+        size = mask.bit_count()
+        if size >= most:
+            continue
+        stop = np.full((layers + 1, count), np.inf)
+        for device in _members(mask, count):
+            rest = before[mask ^ (1 << device), :, device]
+            stop[:, device] = (compute[device] + rest[:, None]).min(axis=0)
+        if tables.schedule != "gpipe":
+            stop[stop > (size if tables.schedule == "1f1b" else 2 * size - 1) * limit_s] = np.inf
+        before[mask] = (into + stop[:, None, :]).min(axis=2)
+    for device in range(count):
+        bit = 1 << device
+        having = [mask for mask in range(full) if mask & bit]
+        before[having] = np.minimum(before[having], before[[mask ^ bit for mask in having]])
+    return before
 
 
 def _read_chain(

@@ -186,7 +186,7 @@ class _Attempt:
         self._improve(whole)
         if whole.least_s == math.inf:
             return []
-        least_s = _least_period_s(tables)
+        least_s = least_period_s(tables)
         if not self.rest or self.best_s == math.inf:
             return [(least_s, math.inf, whole)]
         most_s = (self.cap_s - whole.least_s) / self.rest
@@ -219,7 +219,7 @@ class _Attempt:
             self._keep(improve(self.tables, bounds.chain, self.tables.cost_s)[0])
 
 
-def _least_period_s(tables: Tables) -> float:
+def least_period_s(tables: Tables) -> float:
     """No plan has a shorter period.
 
     Each stage's compute is at most T, so for any weights p of sum 1 (here each device's share of

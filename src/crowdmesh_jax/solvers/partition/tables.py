@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from ...core import (
@@ -186,6 +187,37 @@ class Tables:
     def segments(self) -> tuple[Segment, ...]:
         """All that fit somewhere in a chain."""
         return tuple(segment for options in self._segments.values() for segment in options)
+
+    @cached_property
+    def twins(self) -> tuple[tuple[int, ...], ...]:
+        """Per device, those of a lower number that are alike in all that a plan could tell."""
+        problem, count = self.problem, len(self.devices)
+        crowd = problem.crowd
+
+        def own(device: int) -> object:
+            name = self.devices[device]
+            return (
+                problem.profile.layer_seconds(crowd, name),
+                crowd.device(name).memory_bytes,
+                device in self.required,
+                [problem.allows(name, layer) for layer in range(self.num_layers)],
+            )
+
+        def wire(source: int, target: int) -> object:
+            link = crowd.link(self.devices[source], self.devices[target])
+            return None if link is None else (link.bandwidth_bytes_per_s, link.latency_s)
+
+        def alike(one: int, two: int) -> bool:
+            others = [device for device in range(count) if device not in (one, two)]
+            return wire(one, two) == wire(two, one) and all(
+                wire(one, other) == wire(two, other) and wire(other, one) == wire(other, two)
+                for other in others
+            )
+
+        owns = [own(device) for device in range(count)]
+        return tuple(
+            tuple(b for b in range(a) if owns[a] == owns[b] and alike(a, b)) for a in range(count)
+        )
 
     def at(self, device: int, first: int, end: int, depth: int = 1) -> Segment | None:
         """The fastest way to run these layers there with `depth` stages to the end, if any."""

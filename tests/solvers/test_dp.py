@@ -1,0 +1,135 @@
+"""The dynamic program against every plan there is, and against the ILP where that is too many."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import event, given, settings
+from partition_problems import chain_profile, problems, random_crowd, random_profile
+
+from crowdmesh_jax.core import Crowd, PipelinePlan
+from crowdmesh_jax.errors import InfeasibleError, InvalidValueError
+from crowdmesh_jax.solvers import (
+    PartitionProblem,
+    PartitionResult,
+    plan_faults,
+    solve,
+    solve_exhaustive,
+    solve_ilp,
+)
+from crowdmesh_jax.solvers.partition.bounds import MOST_DEVICES, Costs, handed_over
+from crowdmesh_jax.solvers.partition.dp import DpSolver
+from crowdmesh_jax.solvers.partition.simple import all_chains
+from crowdmesh_jax.solvers.partition.tables import Tables
+
+
+def cost_s(result: PartitionResult) -> float:
+    """R_0 + (M - 1) T of a plan, by the tables."""
+    tables = Tables(result.problem)
+    chain = tables.chain(
+        [(tables.devices.index(s.device), s.last_layer + 1) for s in result.plan.stages]
+    )
+    assert chain is not None
+    return tables.cost_s(chain)
+
+
+@given(problems(max_layers=6, max_devices=4))
+@settings(max_examples=150)
+def test_it_finds_the_optimum_or_proves_there_is_none(problem):
+    try:
+        best = solve_exhaustive(problem)
+    except InfeasibleError:
+        event("infeasible")
+        with pytest.raises(InfeasibleError, match=r"CM-203"):
+            solve(problem, solver="dp")
+        return
+    event(f"{len(best.plan.stages)} stages, {problem.schedule}")
+    found = solve(problem, solver="dp")
+    assert (found.optimal, found.gap) == (True, 0.0)
+    assert cost_s(found) == pytest.approx(cost_s(best), rel=1e-6)
+    assert plan_faults(problem, found.plan) == ()
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "eager", "gpipe"])
+def test_it_agrees_with_the_ilp_where_there_are_too_many_plans_to_try(schedule):
+    for seed in range(4):
+        rng = random.Random(seed)
+        devices = [f"d{index}" for index in range(5)]
+        problem = PartitionProblem(
+            profile=random_profile(rng, devices, 12),
+            crowd=random_crowd(rng, devices, 12),
+            schedule=schedule,
+            objective="closed_form",
+            compile_peak_bytes=0,
+        )
+        try:
+            ilp = solve_ilp(problem)
+        except InfeasibleError:
+            with pytest.raises(InfeasibleError):
+                solve(problem, solver="dp")
+            continue
+        assert cost_s(solve(problem, solver="dp")) == pytest.approx(cost_s(ilp), rel=1e-6)
+
+
+@given(problems(max_layers=5, max_devices=3, rules=False))
+@settings(max_examples=60)
+def test_what_comes_before_a_stage_is_never_cheaper_than_its_bound(problem):
+    tables = Tables(problem)
+    costs = Costs(tables)
+    unlimited = handed_over(costs, float("inf"))
+    everyone = (1 << len(tables.devices)) - 1
+    for chain in all_chains(tables):
+        own = handed_over(costs, tables.period_s(chain))
+        others = everyone
+        for position in range(len(chain) - 1, 0, -1):
+            others ^= 1 << chain[position].device
+            ahead = tables.first_microbatch_s(chain) - sum(s.compute_s for s in chain[position:])
+            for left, right in zip(chain[position:], chain[position + 1 :], strict=False):
+                cut = tables.cut(left.device, right.device, right.first)
+                assert cut is not None
+                ahead -= cut.round_trip_s
+            at = (others, chain[position].first, chain[position].device)
+            assert unlimited[at] <= own[at] <= ahead + 1e-9
+
+
+def test_devices_that_are_alike_are_one_another_s_twins():
+    crowd = Crowd.local((1.0, 1.0, 0.5, 1.0))
+    tables = Tables(PartitionProblem(profile=chain_profile(6), crowd=crowd))
+    assert tables.twins == ((), (0,), (), (0, 1))
+    pinned = Tables(PartitionProblem(profile=chain_profile(6), crowd=crowd, pins={0: "device-1"}))
+    assert pinned.twins == ((), (), (), (0,))
+
+
+def test_a_crowd_of_equals_is_solved_as_one_order():
+    crowd = Crowd.local((1.0,) * 8)
+    result = solve(PartitionProblem(profile=chain_profile(16), crowd=crowd), solver="dp")
+    assert result.optimal
+    assert result.plan.devices == tuple(f"device-{i}" for i in range(len(result.plan.stages)))
+
+
+def test_more_devices_than_it_supports_are_refused_with_what_to_use():
+    crowd = Crowd.local((1.0,) * (MOST_DEVICES + 1))
+    problem = PartitionProblem(profile=chain_profile(20), crowd=crowd)
+    with pytest.raises(InvalidValueError, match=rf"up to {MOST_DEVICES} devices, got .* 'ilp'"):
+        solve(problem, solver="dp")
+    named = replace(problem, devices=[f"device-{i}" for i in range(4)])
+    assert solve(named, solver="dp").optimal
+
+
+def test_a_limit_too_short_for_a_proof_leaves_a_plan_and_its_gap():
+    rng = random.Random(1)
+    devices = [f"d{index}" for index in range(7)]
+    problem = PartitionProblem(
+        profile=random_profile(rng, devices, 40),
+        crowd=random_crowd(rng, devices, 40),
+        compile_peak_bytes=0,
+    )
+    result = solve(problem, solver="dp", time_limit_s=1e-6)
+    assert isinstance(result.plan, PipelinePlan)
+    assert not result.optimal
+    assert result.gap is not None
+    assert 0 < result.gap < 1
+    with pytest.raises(InvalidValueError, match="time_limit_s must be > 0"):
+        DpSolver(time_limit_s=0.0)
