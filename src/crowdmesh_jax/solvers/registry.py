@@ -35,6 +35,12 @@ def _dp(**options: Any) -> PartitionSolver:
     return DpSolver(**options)
 
 
+def _eager(**options: Any) -> PartitionSolver:
+    from .partition.eager import EagerSolver
+
+    return EagerSolver(**options)
+
+
 def _even(**options: Any) -> PartitionSolver:
     from .partition.simple import EvenSolver
 
@@ -57,6 +63,7 @@ _BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingPro
     {
         "ilp": (_ilp, "shortest step time by integer programming; options backend, time_limit_s"),
         "dp": (_dp, "the same optimum by labels over device sets; up to 12 devices"),
+        "eager": (_eager, "cut, device order and microbatches in flight together; no proof"),
         "even": (_even, "equal layer counts over the devices in the order given"),
         "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
         "single_best": (_single_best, "the whole model on the device that trains it fastest"),

@@ -169,7 +169,7 @@ def handed_over(costs: Costs, period_s: float) -> np.ndarray:
         for device in _members(mask, count):
             rest = before[mask ^ (1 << device), :, device]
             stop[:, device] = (compute[device] + rest[:, None]).min(axis=0)
-        if tables.schedule != "gpipe":
+        if tables.schedule != "gpipe" and tables.has_windows:
             stop[stop > (size if tables.schedule == "1f1b" else 2 * size - 1) * limit_s] = np.inf
         before[mask] = (into + stop[:, None, :]).min(axis=2)
     for device in range(count):

@@ -73,10 +73,10 @@ class DpSolver:
             )
         tables = Tables(problem)
         chains = [chain for _, chain in good_chains(tables)] + single_chains(tables)
-        search = _Labels(tables, started_s + self.time_limit_s, chains)
+        search = Labels(tables, started_s + self.time_limit_s, chains)
         least_s = search.run()
         if not search.chains:
-            raise infeasible(problem, lambda relaxed: bool(_Labels(relaxed, math.inf, []).any()))
+            raise infeasible(problem, lambda relaxed: bool(Labels(relaxed, math.inf, []).any()))
         gap = max(0.0, (search.best_s - least_s) / search.best_s) if search.best_s else 0.0
         return finish(
             tables,
@@ -115,18 +115,25 @@ class _Label:
     first: int
     device: int
     values: tuple[float, ...]
-    """R_0, T, then the windows from the first stage on; under gpipe R_0, slowest F, slowest B."""
+    """R_0, T, then the windows from the first stage on, where they count; under gpipe R_0, slowest
+    F, slowest B."""
     cuts: tuple[tuple[int, int], ...]
     """(device, end layer), front to back."""
 
 
 @dataclass(slots=True)
-class _Labels:
+class Labels:
     """The search. `chains` holds complete ones, the best last."""
 
     tables: Tables
     until_s: float
+    """`time.monotonic()` at which it stops."""
     chains: list[Chain]
+    """May hold some to start with."""
+    slack: float = 0.0
+    """Chains dearer by at most this share of the best are of interest, too."""
+    most: int = 10_000
+    """Complete chains after which it stops."""
     best_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +153,7 @@ class _Labels:
         bands = self._bands(costs)
         if bands is None:
             return self.best_s
+        begun = len(self.chains)
         heap: list[tuple[float, int, _Label]] = []
         order = count()
         known: dict[tuple[int, int, int], list[tuple[float, ...]]] = {}
@@ -153,8 +161,8 @@ class _Labels:
             heapq.heappush(heap, (least_s, next(order), label))
         while heap:
             least_s, _, label = heapq.heappop(heap)
-            if least_s > self.best_s * (1 - _BETTER):
-                return self.best_s
+            if least_s > self._cap_s or len(self.chains) - begun >= self.most:
+                return min(least_s, self.best_s)
             if time.monotonic() > self.until_s:
                 return least_s
             if label.first == 0:
@@ -169,6 +177,11 @@ class _Labels:
             for least_s, grown in self._grow(costs, bands, label):
                 heapq.heappush(heap, (least_s, next(order), grown))
         return self.best_s
+
+    @property
+    def _cap_s(self) -> float:
+        """Only cheaper chains are of interest."""
+        return self.best_s * (1 + self.slack) * (1 - _BETTER)
 
     def _keep(self, chain: Chain) -> None:
         self.chains.append(chain)
@@ -187,7 +200,10 @@ class _Labels:
             )
             for device in range(len(self.tables.devices))
         )
-        low_s, high_s = least_period_s(self.tables), (self.best_s - first_s) / rest
+        low_s, high_s = (
+            least_period_s(self.tables),
+            (self.best_s * (1 + self.slack) - first_s) / rest,
+        )
         if not low_s < high_s:
             return None
         found = [(low_s, high_s, handed_over(costs, high_s))]
@@ -221,7 +237,7 @@ class _Labels:
                 forward, backward = self._directions(device, starts, layers)
                 values = np.stack([own, forward, backward], axis=1)
             else:
-                values = np.stack([own, own, own], axis=1)
+                values = np.stack([own] * (3 if self.tables.has_windows else 2), axis=1)
             yield from self._labels(bands, 1 << device, device, starts, values, ((device, layers),))
 
     def _grow(self, costs: Costs, bands: _Bands, label: _Label) -> Iterator[tuple[float, _Label]]:
@@ -247,6 +263,9 @@ class _Labels:
                 forward = np.maximum(forward, max(label.values[1], cut.down_s))
                 backward = np.maximum(backward, max(label.values[2], cut.back_s))
                 values = np.stack([total, forward, backward], axis=1)
+            elif not tables.has_windows:
+                period = np.maximum(own, max(label.values[1], cut.busiest_s))
+                values = np.stack([total, period], axis=1)
             else:
                 windows = own[:, None] + cut.round_trip_s + np.array(label.values[2:])[None, :]
                 windows = np.concatenate([own[:, None], windows], axis=1)
@@ -276,7 +295,7 @@ class _Labels:
         cost += rest * np.maximum(period, bands.low_s)
         cost[period > bands.high_s] = np.inf
         least = values[:, 0] + cost.min(axis=0)
-        for index in np.flatnonzero(least <= self.best_s * (1 - _BETTER)):
+        for index in np.flatnonzero(least <= self._cap_s):
             own = tuple(map(float, values[index]))
             yield float(least[index]), _Label(used, int(starts[index]), device, own, cuts)
 

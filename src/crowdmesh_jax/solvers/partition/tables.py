@@ -78,6 +78,9 @@ class Tables:
             explained: every device holds anything, every pair is linked, no pins, bans or counts.
     """
 
+    has_windows = True
+    """Whether windows of several stages bound the period, see `period_s`."""
+
     def __init__(
         self,
         problem: PartitionProblem,
@@ -112,6 +115,7 @@ class Tables:
         """Per device, update seconds of the layers before each layer."""
         self._segments = self._build_segments()
         self._cuts: dict[tuple[int, int, int], Cut | None] = {}
+        self._wired: dict[tuple[int, int, int], CutTimes] = {}
 
     # Memory is linear in the microbatches in flight, so two points give the line.
     def _memory_lines(self) -> dict[tuple[int, int, bool], tuple[int, int]]:
@@ -277,8 +281,10 @@ class Tables:
             down = max([s.forward_s for s in chain] + [cut.down_s for cut in known])
             back = max([s.backward_s for s in chain] + [cut.back_s for cut in known])
             return down + back
-        step = 2 if self.schedule == "eager" else 1
         slowest = max((cut.busiest_s for cut in known), default=0.0)
+        if not self.has_windows:
+            return max(slowest, *(segment.compute_s for segment in chain))
+        step = 2 if self.schedule == "eager" else 1
         for first in range(len(chain)):
             window_s = 0.0
             for last in range(first, len(chain)):
@@ -298,6 +304,12 @@ class Tables:
 
     def evaluate_s(self, chain: Chain) -> float:
         """Step time of a chain by the exact timeline, updates included."""
+        stages, cuts = self.times(chain)
+        schedule = make_schedule(self.schedule, len(chain), self.microbatches)
+        return evaluate_step_s(schedule, stages, cuts)
+
+    def times(self, chain: Chain) -> tuple[list[StageTimes], list[CutTimes]]:
+        """What the exact timeline wants to know of a chain."""
         stages = []
         for segment in chain:
             updates = self._updates[segment.device]
@@ -308,19 +320,33 @@ class Tables:
                     update_s=updates[segment.end] - updates[segment.first],
                 )
             )
-        cuts = []
-        for left, right in pairwise(chain):
-            down, back, at = self._wires(left.device, right.device, right.first)
-            cuts.append(
-                CutTimes(
-                    forward_latency_s=down.latency_s,
-                    forward_transfer_s=at[0] / down.bandwidth_bytes_per_s,
-                    backward_latency_s=back.latency_s,
-                    backward_transfer_s=at[1] / back.bandwidth_bytes_per_s,
-                )
+        cuts = [
+            self._cut_times(left.device, right.device, right.first)
+            for left, right in pairwise(chain)
+        ]
+        return stages, cuts
+
+    def most_in_flight(self, segment: Segment) -> int:
+        """Microbatches in flight that the segment's device has memory for."""
+        if self._ignore_memory:
+            return self.microbatches
+        base, more = self._memory[segment.first, segment.end, segment.recompute]
+        limit = self.problem.crowd.device(self.devices[segment.device]).memory_bytes
+        if base > limit:
+            return 0
+        return self.microbatches if more <= 0 else 1 + (limit - base) // more
+
+    def _cut_times(self, source: int, target: int, layer: int) -> CutTimes:
+        key = (source, target, layer)
+        if key not in self._wired:
+            down, back, at = self._wires(source, target, layer)
+            self._wired[key] = CutTimes(
+                forward_latency_s=down.latency_s,
+                forward_transfer_s=at[0] / down.bandwidth_bytes_per_s,
+                backward_latency_s=back.latency_s,
+                backward_transfer_s=at[1] / back.bandwidth_bytes_per_s,
             )
-        schedule = make_schedule(self.schedule, len(chain), self.microbatches)
-        return evaluate_step_s(schedule, stages, cuts)
+        return self._wired[key]
 
     def _wires(self, source: int, target: int, layer: int) -> tuple[Link, Link, tuple[int, int]]:
         crowd = self.problem.crowd
