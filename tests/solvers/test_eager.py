@@ -85,7 +85,7 @@ def test_a_round_trip_of_many_cycles_is_hidden_by_as_many_in_flight():
     assert depths_for(stages, cuts, ROOM, 1.0) == (12, 1)
     steady = (step_s(stages, cuts, (12, 1), 60) - step_s(stages, cuts, (12, 1), 50)) / 10
     assert steady == pytest.approx(3.0)
-    shallow = (step_s(stages, cuts, (3, 1), 60) - step_s(stages, cuts, (3, 1), 50)) / 10
+    shallow = (step_s(stages, cuts, (3, 1), 60) - step_s(stages, cuts, (3, 1), 30)) / 30
     assert shallow == pytest.approx(36 / 3)
 
 

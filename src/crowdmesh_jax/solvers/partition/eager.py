@@ -21,10 +21,10 @@ exact timeline decides among them, and in the end on a few in flight more or les
 Search: with depths at will, links are hidden, and R_0 + (M - 1) max(slowest stage, busiest link)
 stands for the step. The chains that are best by it, exactly (`dp`, for up to 12 devices), are the
 starts where sets are few enough, with local optima of the same, min-max cuts of a few device
-orders and each device alone. From the best of them, the best of all small moves (shift a cut; swap, replace, insert or drop a
-device) is taken until none helps; each is judged by the exact timeline with depths as above, unless
-max(R_0, M x slowest) already is above the best step. Work: moves are O(S^2 + S D), a timeline
-O(S M). It proves nothing.
+orders and each device alone. From the best of them, the best of all small moves (shift a cut; swap,
+replace, insert or drop a device) is taken until none helps; each is judged by the exact timeline
+with depths as above, unless max(R_0, M x slowest) already is above the best step. Work: moves are
+O(S^2 + S D), a timeline O(S M). It proves nothing.
 
 Source: this project. Latency-aware depth was measured against fixed ones in an event simulation
 of ours: 7-33 % where a transfer nears the cycle or latency exceeds it.
@@ -178,7 +178,7 @@ class DepthSearch:
         made += good + [chain for _, chain in good_chains(Tables(self.problem))]
         devices = len(tables.devices)
         work = 2.0**devices * devices * tables.num_layers**2
-        if good and devices <= MOST_DEVICES and work <= _TABLE_WORK:
+        if devices <= MOST_DEVICES and (work <= _TABLE_WORK or not good):
             half_s = (time.monotonic() + self.until_s) / 2
             labels = Labels(tables, half_s, good, slack=_SLACK, most=_CHAINS)
             labels.run()
