@@ -205,6 +205,28 @@ def test_a_misfit_names_both_layers_and_the_shapes():
         StagedModel.from_linen([nn.Dense(3), nn.Conv(2, (3, 3, 3))]).specs(x_spec(2, 4))
 
 
+@pytest.mark.parametrize(
+    ("tree", "told", "first"),
+    [
+        (
+            {"image": x_spec(3, 4), "mask": x_spec(3, 4)},
+            "a dict of 2 arrays {image: float32[3,4], mask: float32[3,4]}",
+            "x['image']",
+        ),
+        ((x_spec(3, 4), x_spec(3)), "a tuple of 2 arrays {0: float32[3,4], 1: float32[3]}", "x[0]"),
+        ([x_spec(3, 4)], "a list of 1 array {0: float32[3,4]}", "x[0]"),
+    ],
+)
+def test_a_tree_for_a_layer_that_takes_one_array_is_told_as_such(tree, told, first):
+    """A tuple was said to be read in Python ("use jnp.where"): NumPy had tried to stack it."""
+    for layers in ([nn.Dense(3)], [lambda x: x, nn.Dense(3)], [nn.Sequential([nn.Dense(3)])]):
+        with pytest.raises(errors.ShapeMismatchError, match="CM-121") as caught:
+            StagedModel.from_linen(layers).specs(tree)
+        assert f"layer {len(layers) - 1} '{type(layers[-1]).__name__}" in str(caught.value)
+        assert f"given  {told}\n" in str(caught.value)
+        assert f"`lambda x: {first}` say" in str(caught.value)
+
+
 def test_an_unknown_layer_name_tells_the_known_ones():
     model = StagedModel((dense("a", 1),))
     assert model.index("a") == 0

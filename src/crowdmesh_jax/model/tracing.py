@@ -23,8 +23,9 @@ from .trees import describe, leaf_paths, spec_of
 
 PyTree = Any
 
-MISFIT = (TypeError, ValueError, KeyError, IndexError, AttributeError)
-"""What layers raise when they are given other shapes or another tree than they expect."""
+MISFIT = (TypeError, ValueError, KeyError, IndexError, AttributeError, DeprecationWarning)
+"""What layers raise when they are given other shapes or another tree than they expect. JAX warns
+of a tree where it wants an array, which is an error where warnings are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +45,42 @@ class Place:
         """The typed error for what a layer's own code raised while it was traced."""
         told = (str(exc) or type(exc).__name__).strip().split("\n\n")[0]
         told = told if len(told) <= 500 else told[:500] + " ..."
-        if isinstance(exc, (jax.errors.JAXTypeError, jax.errors.JAXIndexError)):
+        # A module that asks a tuple of arrays for its shape has NumPy stack them.
+        stacked = isinstance(self.x, (tuple, list)) and isinstance(
+            exc, jax.errors.TracerArrayConversionError
+        )
+        if not stacked and isinstance(exc, (jax.errors.JAXTypeError, jax.errors.JAXIndexError)):
             return UnsupportedLayerError(
                 f"{self.title}: {doing} needs the numbers of its inputs in Python, which are not"
                 f" known when it is traced; use jnp.where or lax.cond\n  reason {told}"
             )
-        if isinstance(exc, MISFIT) or "flax" in type(exc).__module__:
+        if stacked or isinstance(exc, MISFIT) or "flax" in type(exc).__module__:
             source = "the model's input"
             if self.before is not None:
                 source = f"the output of layer {self.index - 1} {self.before!r}"
             return ShapeMismatchError(
-                f"{self.title} cannot take {source}\n  given  {describe(self.x)}\n"
-                f"  reason {type(exc).__name__}: {told}"
+                f"{self.title} cannot take {source}\n  given  {self._given()}\n"
+                f"  reason {type(exc).__name__}: {told}{self._cure()}"
             )
         return ModelError(f"{self.title}: {doing} failed: {type(exc).__name__}: {told}")
+
+    def _given(self) -> str:
+        if jax.tree_util.all_leaves([self.x]):
+            return describe(self.x)
+        count = len(jax.tree.leaves(self.x))
+        arrays = "1 array" if count == 1 else f"{count} arrays"
+        return f"a {type(self.x).__name__} of {arrays} {describe(self.x)}"
+
+    def _cure(self) -> str:
+        """What to do where the layer got a tree: most layers take one array."""
+        if jax.tree_util.all_leaves([self.x]):
+            return ""
+        (keys, _), *_ = jax.tree_util.tree_flatten_with_path(self.x)[0]
+        first = "x" + jax.tree_util.keystr(keys)
+        return (
+            "\n  try    if it takes one array: give it one, by a layer before it that chooses or"
+            f" joins, `lambda x: {first}` say"
+        )
 
 
 @dataclass(frozen=True, eq=False)
