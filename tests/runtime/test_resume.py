@@ -15,7 +15,9 @@ from support.training import even_plan, identical, small_job
 
 import crowdmesh_jax as cm
 from crowdmesh_jax import errors
+from crowdmesh_jax.export import initial_arrays
 from crowdmesh_jax.record import Journal, read_journal
+from crowdmesh_jax.runtime.resume import check_job
 
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 0.05, warmup_steps=3, decay_steps=9)
 CHAIN = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(SCHEDULE))
@@ -160,8 +162,17 @@ def other_job(job, **change):
     [
         ({"seed": 5}, ["seed: 0 in the checkpoint, 5 in this job"]),
         ({"microbatches": 2}, ["microbatches: 4 in the checkpoint, 2 in this job"]),
-        ({"optimizer": optax.sgd(0.1)}, ["opt ", "only in the checkpoint", "more"]),
-        ({"model": family("lenet").model}, ["model: ", "only in"]),
+        (
+            {"optimizer": optax.sgd(0.1)},
+            [
+                f"differs  optimizer state {name}: only in the checkpoint"
+                for name in ("mu", "nu", "count")
+            ],
+        ),
+        (
+            {"model": family("lenet").model},
+            ["model: ", "layer 'conv0': only in this job", "layer 'conv1': only", "more"],
+        ),
     ],
 )
 def test_a_checkpoint_of_another_job_is_refused_with_what_differs(
@@ -180,6 +191,30 @@ def test_a_checkpoint_of_another_job_is_refused_with_what_differs(
         assert text in str(caught.value)
     with pytest.raises(errors.RecordError, match="another job"):
         cm.restore(folder, other, data.batch(0))
+
+
+def test_differences_are_told_from_cause_to_effect(job_and_data, five_steps):
+    """Layers, parameters, state, optimizer: a wider layer was told by paths of Adam's state."""
+    job, data = job_and_data
+    inputs_spec, _ = job.microbatch_specs(data.batch(0))
+    arrays = dict(initial_arrays(job, inputs_spec))
+    stored = cm.load_checkpoint(five_steps / "checkpoint")
+    kernel = ("param", "dense1", "Dense_0/kernel")
+    arrays[kernel] = np.zeros((9, 8), np.float32)
+    arrays["opt", "dense1", "1/0/mu/dense1/Dense_0/kernel"] = arrays[kernel]
+    arrays["state", "head", "batch_stats/mean"] = np.zeros(4, np.float32)
+    arrays["param", "extra", "bias"] = np.zeros(4, np.float32)
+    arrays["opt", "extra", "1/0/mu/extra/bias"] = np.zeros(4, np.float32)
+    with pytest.raises(errors.RecordError) as caught:
+        check_job(five_steps, stored, job, arrays)
+    lines = str(caught.value).splitlines()
+    assert [line.removeprefix("  differs  ") for line in lines if "differs" in line] == [
+        "layer 'extra': only in this job",
+        "layer 'dense1', parameter Dense_0/kernel: float32[8, 8] in the checkpoint,"
+        " float32[9, 8] in this job",
+        "layer 'head', state batch_stats/mean: only in this job",
+        "optimizer state mu: float32[8, 8] in the checkpoint, float32[9, 8] in this job",
+    ]
 
 
 def damage_bit(folder):

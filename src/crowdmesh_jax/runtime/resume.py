@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from ..record.checkpoint import MANIFEST
 
 Key = tuple[str, str, str]
 SHOWN_DIFFERENCES = 4
+ROLES = {"param": 0, "state": 1, "opt": 2, "global": 3}
+"""Of a checkpoint's arrays, in the order in which their differences explain each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,17 +144,41 @@ def _differences(
         if isinstance(theirs, Mapping) and theirs.get(name) != value:
             yield f"{name}: {theirs.get(name)!r} in the checkpoint, {value!r} in this job"
     stored = checkpoint.arrays
-    for key in sorted({*stored, *fresh}):
-        if key not in fresh:
-            yield f"{_name(key)}: only in the checkpoint"
-        elif key not in stored:
-            yield f"{_name(key)}: only in this job"
+    one_sided = _layers(stored) ^ _layers(fresh)
+    for layer in sorted(one_sided):
+        yield f"layer {layer!r}: only in {_side(layer in _layers(stored))}"
+    told: set[str] = set()  # an optimizer has a leaf for each parameter: each kind is told once
+    for key in sorted({*stored, *fresh}, key=lambda key: (ROLES.get(key[0], len(ROLES)), key)):
+        if key[1] in one_sided:
+            continue
+        if key not in fresh or key not in stored:
+            line = f"{_name(key)}: only in {_side(key in stored)}"
         elif (was := _spec(stored[key])) != (now := _spec(fresh[key])):
-            yield f"{_name(key)}: {was} in the checkpoint, {now} in this job"
+            line = f"{_name(key)}: {was} in the checkpoint, {now} in this job"
+        else:
+            continue
+        if line not in told:
+            told.add(line)
+            yield line
 
 
-def _name(key: Sequence[str]) -> str:
-    return f"{key[0]} {key[1]}/{key[2]}" if key[1] else f"{key[0]} {key[2]}"
+def _layers(arrays: Mapping[Key, np.ndarray]) -> set[str]:
+    return {layer for _, layer, _ in arrays if layer}
+
+
+def _side(is_stored: bool) -> str:
+    return "the checkpoint" if is_stored else "this job"
+
+
+def _name(key: Key) -> str:
+    """A leaf in words that its user knows."""
+    role, layer, path = key
+    if role in ("param", "state"):
+        return f"layer {layer!r}, {'parameter' if role == 'param' else 'state'} {path}"
+    # Before the layer's name stand places in a chain, which say nothing, and a name: "1/0/mu".
+    words = path.split("/")
+    words = words[: words.index(layer)] if layer in words else words
+    return "optimizer state " + ("/".join(w for w in words if not w.isdigit()) or path)
 
 
 def _spec(array: np.ndarray) -> str:
