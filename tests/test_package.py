@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 import re
 import subprocess
@@ -234,3 +235,31 @@ def test_agents_need_only_what_the_package_needs():
     for name in ("jax", "numpy", "grpcio", "flatbuffers", "safetensors"):
         assert agents[name] == ours[name]
     assert agents["jaxlib"] == agents["jax"]
+
+
+TOLD_TO_USERS = (
+    "TrainResult TrainState Evaluation PhaseEvent MeasuredEvent DeviceEvent StepEvent"
+    " EvaluationEvent BestEvent CheckpointEvent"
+).split()
+"""Values that a user gets of a run, and reads by field."""
+
+
+@pytest.mark.parametrize("name", TOLD_TO_USERS)
+def test_what_a_run_tells_is_documented_by_field_and_in_the_reference(name):
+    kind = getattr(cm, name)
+    (body,) = [
+        node.body
+        for node in ast.parse(Path(inspect.getsourcefile(kind)).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    fields = [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
+    told = {
+        node.target.id
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }
+    assert [field for field in fields if field not in told] == []
+    reference = (ROOT / "docs" / "api.md").read_text()
+    assert f".. autoclass:: crowdmesh_jax.{name}\n   :members:\n" in reference
