@@ -132,13 +132,22 @@ def test_the_best_of_before_stays_until_it_is_beaten(crew, job_and_data, folder)
     path.write_text(json.dumps(manifest))
     fields = {"evaluate": cm.Evaluation(data, every=1), "keep_best": "loss"}
     resumed = train(crew, job, data, steps=7, resume=folder, **fields)
-    assert resumed.best_version is None
+    # None was told before: "by this call". But who resumes asks which version is in best/.
+    assert resumed.best_version == before.version
     assert cm.load_checkpoint(folder / "best").version == before.version
     manifest["meta"]["best"]["value"] = 1e9
     path.write_text(json.dumps(manifest))
     resumed = train(crew, job, data, steps=9, resume=folder, **fields)
     assert resumed.best_version == cm.load_checkpoint(folder / "best").version
     assert resumed.best_version > 7
+
+
+def test_the_best_of_before_is_told_by_a_run_that_keeps_none(crew, job_and_data, folder):
+    job, data = job_and_data
+    before = cm.load_checkpoint(folder / "best").version
+    assert train(crew, job, data, steps=6, resume=folder).best_version == before
+    (folder / "best" / "manifest.json").write_text("{}")  # damaged, but nobody needs it
+    assert train(crew, job, data, steps=7, resume=folder).best_version is None
 
 
 def test_a_loss_that_is_not_finite_after_going_on_halts_as_ever(crew, job_and_data, folder):

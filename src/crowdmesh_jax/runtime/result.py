@@ -144,7 +144,7 @@ class TrainResult:
     left_out_rows: int = 0
     """Rows of the evaluation set beyond whole microbatches."""
     best_version: int | None = None
-    """The newest version kept in `run_dir/best` by this call."""
+    """The version in `run_dir/best`, kept by this call or an earlier start; None: none is."""
     stopped: str | None = None
     """Why a callback ended the run before its last step; None: it made all its steps."""
     recoveries: tuple[Any, ...] = ()

@@ -21,7 +21,7 @@ from ..export import TrainState, assemble, initial_arrays
 from ..model import TrainingJob
 from ..protocol.common import BestRule
 from ..record import Checkpoint, Journal, RunFolder, load_checkpoint, read_manifest
-from ..record.checkpoint import MANIFEST
+from ..record.checkpoint import MANIFEST, CheckpointManifest
 
 Key = tuple[str, str, str]
 SHOWN_DIFFERENCES = 4
@@ -38,6 +38,8 @@ class Resumed:
     plan: PipelinePlan | None
     best: float | None
     """Value of the best version kept, by the same rule; None: none was."""
+    best_version: int | None
+    """Of what is kept as the best, by whatever rule; None: nothing is."""
     term: int
     epoch: int
 
@@ -88,6 +90,7 @@ def read_resumed(
             f"{folder.path} has made {checkpoint.version} steps; steps={steps} in all leaves"
             f" nothing to do. Give a larger number, steps={2 * checkpoint.version} say"
         )
+    kept = _kept_best(folder, rule)
     terms = [r["term"] for r in events.records if r.get("kind") == "Term"]
     epochs = [r["epoch"] for r in events.records if r.get("kind") == "Epoch"]
     try:
@@ -98,16 +101,28 @@ def read_resumed(
         version=checkpoint.version,
         arrays=checkpoint.arrays,
         plan=plan,
-        best=_best_value(folder, rule),
+        best=_best_value(kept, rule),
+        best_version=kept.version if kept is not None else None,
         term=max(terms, default=0),
         epoch=max(epochs, default=0),
     )
 
 
-def _best_value(folder: RunFolder, rule: BestRule | None) -> float | None:
-    if rule is None or not (folder.best_path / MANIFEST).exists():
+def _kept_best(folder: RunFolder, rule: BestRule | None) -> CheckpointManifest | None:
+    if not (folder.best_path / MANIFEST).exists():
         return None
-    best = read_manifest(folder.best_path).meta.get("best")
+    try:
+        return read_manifest(folder.best_path)
+    except RecordError:
+        if rule is None:  # nobody will compare with it
+            return None
+        raise
+
+
+def _best_value(kept: CheckpointManifest | None, rule: BestRule | None) -> float | None:
+    if rule is None or kept is None:
+        return None
+    best = kept.meta.get("best")
     if not isinstance(best, Mapping) or best.get("metric") != rule.metric:
         return None
     value = best.get("value")

@@ -84,7 +84,7 @@ class Session:
         self.control, self.prediction, self.notes = control, prediction, notes
         self.base = resumed.version if resumed is not None else 0
         self.evaluations: dict[int, Mapping[str, float]] = {}
-        self.best_version: int | None = None
+        self.best_version = resumed.best_version if resumed is not None else None
         self.losses: list[float] = []
         self.metrics: dict[str, list[float]] = {}
         self.step_times: list[float] = []
