@@ -6,7 +6,7 @@ import tomllib
 import numpy as np
 import pytest
 
-from crowdmesh_jax.core import Crowd, CutTimes, MemoryBreakdown, PipelinePlan, StageTimes
+from crowdmesh_jax.core import Crowd, CutTimes, MemoryBreakdown, PipelinePlan, StageTimes, load
 from crowdmesh_jax.errors import FormatError, RecordError
 from crowdmesh_jax.record import RunFolder, RunPrediction, chrome_trace, write_atomic
 
@@ -154,3 +154,20 @@ def test_memory_figures_are_read_back_and_damage_is_told(tmp_path):
         folder.memory_path.write_text(text)
         with pytest.raises(RecordError, match=r"memory\.json: damaged"):
             folder.read_memory()
+
+
+def test_what_was_resumed_with_another_configuration_or_plan_keeps_the_former_ones(tmp_path):
+    folder = RunFolder.create(tmp_path, "mine")
+    plans = [PipelinePlan.even(4, ["a", "b"][:count], microbatches=2) for count in (1, 2, 1)]
+    for steps, plan in zip((5, 7, 9), plans, strict=True):
+        for _ in range(2):  # the same again keeps nothing
+            folder.write_config({"run": {"steps": steps}})
+            folder.write_plan(plan)
+    names = ["config.1.toml", "config.2.toml", "config.toml"]
+    assert sorted(path.name for path in folder.path.glob("config*")) == names
+    steps = [tomllib.loads((folder.path / name).read_text())["run"]["steps"] for name in names]
+    assert steps == [5, 7, 9]
+    assert folder.read_config()["run"]["steps"] == 9
+    names = ["plan.1.json", "plan.2.json", "plan.json"]
+    assert sorted(path.name for path in folder.path.glob("plan*")) == names
+    assert [load(PipelinePlan, folder.path / name) for name in names] == plans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tomllib
 
 import jax
 import numpy as np
@@ -66,6 +67,9 @@ def test_a_resumed_run_is_bit_equal_to_one_without_a_break(crew, job_and_data, u
     assert resumed.plan == even_plan(job), "plan='auto' takes the run's own"
     assert resumed.first_step == 5
     assert resumed.run_dir == folder
+    first = tomllib.loads((folder / "config.1.toml").read_text())["run"]
+    assert (first["steps"], first["evaluate"]["every"]) == (5, 2)
+    assert not (folder / "plan.1.json").exists(), "the plan is the same"
     assert resumed.losses.tolist() == undisturbed.losses[5:].tolist()
     for part in ("params", "state", "opt_state"):
         assert identical(getattr(resumed, part), getattr(undisturbed, part)), part

@@ -9,6 +9,8 @@
         trace.json      opens in Perfetto
         memory.json     bytes that each device was predicted to hold, and held
         checkpoint/     safetensors shards and manifest.json
+        config.1.toml   where the run was resumed: what stood there before, the first start's; then
+                        config.2.toml, ... and plan.1.json, ... of plans that were others
 
 Knows the files' names and how to write them whole; not what a run does.
 """
@@ -149,11 +151,14 @@ class RunFolder:
         return self.path / "best"
 
     def write_config(self, config: Any) -> None:
-        """Writes `config.toml` from a dataclass or mapping; None fields are left out."""
+        """Writes `config.toml` from a dataclass or mapping; None fields are left out.
+
+        Another one that is there stays as `config.1.toml`, or the next number that is free.
+        """
         import tomli_w
 
         plain = {"format_version": FORMAT_VERSION, **_without_none(values.to_plain(config))}
-        write_atomic(self.config_path, tomli_w.dumps(plain).encode())
+        self._replace(self.config_path, tomli_w.dumps(plain).encode())
 
     def read_config(self) -> dict[str, Any]:
         """What `config.toml` holds, as plain values.
@@ -169,8 +174,19 @@ class RunFolder:
         return config
 
     def write_plan(self, plan: PipelinePlan) -> None:
-        """Writes `plan.json`."""
-        write_atomic(self.plan_path, (values.to_json(plan, indent=1) + "\n").encode())
+        """Writes `plan.json`. Another one that is there stays as `plan.1.json`, or the next."""
+        self._replace(self.plan_path, (values.to_json(plan, indent=1) + "\n").encode())
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        """Writes a file; one of another content that is there stays under a number."""
+        before = read_bytes(path) if path.exists() else data
+        if before != data:
+            for number in itertools.count(1):
+                former = path.with_suffix(f".{number}{path.suffix}")
+                if not former.exists():
+                    write_atomic(former, before)
+                    break
+        write_atomic(path, data)
 
     def read_plan(self) -> PipelinePlan:
         """The plan that ran.
