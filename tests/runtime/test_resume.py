@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -18,7 +19,7 @@ import crowdmesh_jax as cm
 from crowdmesh_jax import errors
 from crowdmesh_jax.export import initial_arrays
 from crowdmesh_jax.record import Journal, read_journal
-from crowdmesh_jax.runtime.resume import check_job
+from crowdmesh_jax.runtime.resume import _plain_spec, _spec_from_plain, check_job
 
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 0.05, warmup_steps=3, decay_steps=9)
 CHAIN = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(SCHEDULE))
@@ -228,6 +229,46 @@ def test_differences_are_told_from_cause_to_effect(job_and_data, five_steps):
         "layer 'head', state batch_stats/mean: only in this job",
         "optimizer state mu: float32[8, 8] in the checkpoint, float32[9, 8] in this job",
     ]
+
+
+# Reading --------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_restored_without_a_batch(job_and_data, folder):
+    """It needed one for shapes that the run knew when it wrote the checkpoint."""
+    job, data = job_and_data
+    for path in (folder, folder / "checkpoint", folder / "best"):
+        kept = cm.restore(path, job)
+        assert identical(kept.params, cm.restore(path, job, data.batch(0)).params)
+        stored = cm.load_checkpoint(path / "checkpoint" if path == folder else path).arrays
+        kernel = stored["param", "head", "kernel"]
+        assert kept.params["head"]["kernel"].tolist() == kernel.tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        (None, r"give example_batch, a batch of the job: data\.batch\(0\)"),
+        (3, "damaged: shapes of inputs: 3"),
+        ({"shape": [2, "x"], "dtype": "float32"}, "damaged: shapes of inputs"),
+        ({"set": []}, "damaged: shapes of inputs"),
+    ],
+)
+def test_a_checkpoint_that_knows_no_shapes_asks_for_a_batch(inputs, text, job_and_data, folder):
+    job, data = job_and_data
+    path = folder / "checkpoint" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "meta": {**manifest["meta"], "inputs": inputs}}))
+    with pytest.raises(errors.RecordError, match=text):
+        cm.restore(folder, job)
+    cm.restore(folder, job, data.batch(0))
+
+
+def test_trees_of_shapes_survive_a_manifest():
+    leaf = jax.ShapeDtypeStruct((2, 3), jax.numpy.bfloat16)
+    whole = {"a": (leaf, [leaf]), "b": jax.ShapeDtypeStruct((2,), np.int32)}
+    assert _spec_from_plain(json.loads(json.dumps(_plain_spec(whole)))) == whole
+    assert _plain_spec({"a": (leaf, collections.OrderedDict(b=leaf))}) is None
 
 
 def damage_bit(folder):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..core import PipelinePlan
@@ -51,9 +53,16 @@ def job_sha256(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def job_meta(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> dict[str, Any]:
-    """What a checkpoint's manifest says of its job: the hash, and what a person can compare."""
+def job_meta(
+    job: TrainingJob, arrays: Mapping[Key, np.ndarray], inputs_spec: Any
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its job: the hash, and what a person can compare.
+
+    And the shapes of a microbatch's inputs: the job's trees depend on them, and `restore` has no
+    batch to ask.
+    """
     return {
+        "inputs": _plain_spec(inputs_spec),
         "job_sha256": job_sha256(job, arrays),
         "job": {
             "model": job.model.name,
@@ -62,6 +71,31 @@ def job_meta(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> dict[str, An
             "seed": job.seed,
         },
     }
+
+
+def _plain_spec(spec: Any) -> Any:
+    """A tree of shapes as JSON; None where it has containers of other kinds."""
+    if isinstance(spec, jax.ShapeDtypeStruct):
+        return {"dtype": jnp.dtype(spec.dtype).name, "shape": list(spec.shape)}
+    items: Any = None
+    if type(spec) is dict and all(isinstance(key, str) for key in spec):
+        items = {key: _plain_spec(item) for key, item in spec.items()}
+    elif type(spec) in (tuple, list):
+        items = [_plain_spec(item) for item in spec]
+    if items is None or None in (items.values() if isinstance(items, dict) else items):
+        return None
+    return {type(spec).__name__: items}
+
+
+def _spec_from_plain(plain: Any) -> Any:
+    """What `_plain_spec` wrote. Raises what wrong values raise."""
+    if "shape" in plain:
+        shape = tuple(int(length) for length in plain["shape"])
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(plain["dtype"]))
+    ((kind, items),) = plain.items()
+    if kind == "dict":
+        return {key: _spec_from_plain(item) for key, item in items.items()}
+    return {"tuple": tuple, "list": list}[kind](_spec_from_plain(item) for item in items)
 
 
 def read_resumed(
@@ -154,7 +188,7 @@ def _differences(
     checkpoint: Checkpoint, job: TrainingJob, fresh: Mapping[Key, np.ndarray]
 ) -> Iterator[str]:
     theirs = checkpoint.meta.get("job")
-    ours = job_meta(job, fresh)["job"]
+    ours = job_meta(job, fresh, None)["job"]
     for name, value in ours.items():
         if isinstance(theirs, Mapping) and theirs.get(name) != value:
             yield f"{name}: {theirs.get(name)!r} in the checkpoint, {value!r} in this job"
@@ -211,21 +245,43 @@ def rewind_metrics(metrics: Journal, version: int) -> None:
         metrics.rewrite(kept)
 
 
-def restore(path: str | Path, job: TrainingJob, example_batch: tuple[Any, Any]) -> TrainState:
+def restore(
+    path: str | Path, job: TrainingJob, example_batch: tuple[Any, Any] | None = None
+) -> TrainState:
     """The trees of a checkpoint: parameters, layer statistics, optimizer state.
 
     Args:
         path: A run's folder (its newest checkpoint), or a checkpoint: `run/best`, say.
         job: The job that made it.
-        example_batch: (inputs, targets) of one step, for their shapes.
+        example_batch: (inputs, targets) of one step of the job, `job.batch_size` rows each; only
+            the inputs' shapes count. The trees have the structure that the model's layers give
+            them for such inputs. A checkpoint knows the shapes, so leave it out; one written
+            before it did, or of inputs in containers but dict, list and tuple, needs it.
 
     Raises:
-        RecordError: No checkpoint, a damaged one, one of a newer format or of another job.
+        RecordError: No checkpoint, a damaged one, one of a newer format or of another job, or one
+            that needs `example_batch`.
     """
     folder = Path(path)
     if not (folder / MANIFEST).exists() and (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
     checkpoint = load_checkpoint(folder)
-    inputs_spec, _ = job.microbatch_specs(example_batch)
+    if example_batch is not None:
+        inputs_spec, _ = job.microbatch_specs(example_batch)
+    else:
+        inputs_spec = _kept_spec(folder, checkpoint)
     check_job(folder, checkpoint, job, initial_arrays(job, inputs_spec))
     return assemble(job, inputs_spec, checkpoint.arrays)
+
+
+def _kept_spec(folder: Path, checkpoint: Checkpoint) -> Any:
+    plain = checkpoint.meta.get("inputs")
+    if plain is None:
+        raise RecordError(
+            f"{folder}: the checkpoint does not say of which shape the job's inputs are, and the"
+            " model's trees depend on it; give example_batch, a batch of the job: data.batch(0)"
+        )
+    try:
+        return _spec_from_plain(plain)
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise RecordError(f"{folder / MANIFEST}: damaged: shapes of inputs: {plain!r}") from exc

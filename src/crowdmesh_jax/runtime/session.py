@@ -103,7 +103,7 @@ class Session:
         measure: bool,
     ) -> TrainResult:
         job, folder, plan, resumed = self.job, self.folder, self.plan, self.resumed
-        meta = {**job_meta(job, arrays), "plan": plan.digest(), "steps": self.steps}
+        meta = {**job_meta(job, arrays, inputs_spec), "plan": plan.digest(), "steps": self.steps}
         digest = meta["job_sha256"]
         folder.write_config(self._config(digest, checkpoint_every))
         folder.write_plan(plan)
