@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import crowdmesh_jax as cm
+from crowdmesh_jax import errors
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +39,30 @@ def test_a_second_call_compiles_nothing(trained):
     compiled = model._predict._cache_size()
     model.predict_rows(params, state, x[:4], batch_size=2)
     assert model._predict._cache_size() == compiled
+
+
+def test_rows_of_another_shape_are_refused_with_the_layer_and_both_shapes():
+    """Flax told of a kernel, and of a scope that the user never wrote."""
+    made = cm.StagedModel.from_linen([nn.relu, nn.Dense(4), nn.Dense(3)])
+    params, state = made.init(0, np.zeros((2, 6), np.float32))
+    wide = np.zeros((5, 7), np.float32)
+    with pytest.raises(errors.ShapeMismatchError, match="CM-121") as caught:
+        made.predict_rows(params, state, wide)
+    told = str(caught.value)
+    assert "layer 1 'Dense_1' cannot take the output of layer 0 'relu_0'" in told
+    assert "given  float32[5,7]\n" in told
+    assert "wanted float32[2,6], with any rows\n" in told
+    fresh = cm.StagedModel.from_linen([nn.relu, nn.Dense(4), nn.Dense(3)])
+    with pytest.raises(errors.ShapeMismatchError, match=r"given  float32\[5,7\]\n  reason"):
+        fresh.predict_rows(params, state, wide)  # it has not seen the right shape
+
+
+def test_what_fails_for_another_reason_keeps_its_own_error(trained, monkeypatch):
+    model, params, state, x = trained
+
+    def fail(*args):
+        raise MemoryError("no room")
+
+    monkeypatch.setitem(model.__dict__, "_predict", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        model.predict_rows(params, state, x)

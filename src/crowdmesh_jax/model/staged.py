@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from ..errors import ModelError
+from ..errors import CrowdMeshError, ModelError
 from . import tracing
 from .functions import from_function, function_name
 from .layer import Layer
@@ -264,6 +264,10 @@ class StagedModel:
 
         Returns:
             NumPy arrays with as many rows.
+
+        Raises:
+            ShapeMismatchError: A layer cannot take what it gets with these parameters; names it, the
+                shape given, and the shape it was trained on if this model has seen it.
         """
         leaves, structure = jax.tree.flatten(inputs)
         rows = len(leaves[0])
@@ -273,10 +277,39 @@ class StagedModel:
             # The last part begins earlier rather than being shorter: one shape, one compilation.
             begin = min(first, rows - batch_size)
             part = [leaf[begin : begin + batch_size] for leaf in leaves]
-            outputs = self._predict(params, state, jax.tree.unflatten(structure, part))
+            x = jax.tree.unflatten(structure, part)
+            try:
+                outputs = self._predict(params, state, x)
+            except CrowdMeshError:
+                raise
+            except Exception:
+                self._check_fit(params, state, x)
+                raise
             parts.append([np.asarray(leaf)[first - begin :] for leaf in jax.tree.leaves(outputs)])
             like = jax.tree.structure(outputs)
         return jax.tree.unflatten(like, [np.concatenate(leaf) for leaf in zip(*parts, strict=True)])
+
+    def _check_fit(
+        self, params: Mapping[str, PyTree], state: Mapping[str, PyTree], x: PyTree
+    ) -> None:
+        """Goes through the layers by shapes alone and tells of the first that cannot take its x."""
+        known = next(reversed(self._specs.values())).layers if self._specs else None
+        x = spec_of(x)
+        for index, layer in enumerate(self.layers):
+            before = self.layers[index - 1].name if index else None
+            place = tracing.Place(index, layer.name, before, x, known and known[index].x)
+            try:
+                x, _, _ = jax.eval_shape(
+                    lambda x, index=index: self.apply_layers(
+                        index, index, params, state, x,
+                        seed=0, step=0, microbatch=0, train=False,
+                    ),
+                    x,
+                )  # fmt: skip
+            except CrowdMeshError:
+                raise
+            except Exception as exc:
+                raise place.failure("apply", exc) from exc
 
     @functools.cached_property
     def _predict(self) -> Any:

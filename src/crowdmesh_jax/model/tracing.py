@@ -36,6 +36,8 @@ class Place:
     name: str
     before: str | None
     x: PyTree
+    known: PyTree | None = None
+    """What the layer took before, if that is known."""
 
     @property
     def title(self) -> str:
@@ -59,7 +61,7 @@ class Place:
             if self.before is not None:
                 source = f"the output of layer {self.index - 1} {self.before!r}"
             return ShapeMismatchError(
-                f"{self.title} cannot take {source}\n  given  {self._given()}\n"
+                f"{self.title} cannot take {source}\n  given  {self._given()}\n{self._wanted()}"
                 f"  reason {type(exc).__name__}: {told}{self._cure()}"
             )
         return ModelError(f"{self.title}: {doing} failed: {type(exc).__name__}: {told}")
@@ -70,6 +72,9 @@ class Place:
         count = len(jax.tree.leaves(self.x))
         arrays = "1 array" if count == 1 else f"{count} arrays"
         return f"a {type(self.x).__name__} of {arrays} {describe(self.x)}"
+
+    def _wanted(self) -> str:
+        return f"  wanted {describe(self.known)}, with any rows\n" if self.known is not None else ""
 
     def _cure(self) -> str:
         """What to do where the layer got a tree: most layers take one array."""
