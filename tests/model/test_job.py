@@ -1,5 +1,7 @@
 """Jobs check themselves: sizes, losses, weights and metrics, before anything is compiled."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,23 @@ def test_losses_become_values_and_weights_of_one_shape(loss, shape):
     assert values.shape == weights.shape == shape
     assert values.dtype == weights.dtype == jnp.float32
     job(loss).check(X, jax.ShapeDtypeStruct((2,), jnp.float32))
+
+
+def test_a_scalar_is_a_microbatchs_mean_which_masks_do_not_survive():
+    """As docs/own_optimizer_and_loss.md says: allowed, and right for plain means only."""
+    y = jnp.arange(8.0)
+    masked = (jnp.arange(8) < 3).astype(jnp.float32)
+
+    def of_step(loss):
+        parts = [job(loss).loss_fn(y[i : i + 2], masked[i : i + 2]) for i in range(0, 8, 2)]
+        total = sum((values * weights).sum() for values, weights in parts)
+        return float(total / sum(weights.sum() for _, weights in parts))
+
+    assert of_step(lambda y, t: y.mean()) == of_step(lambda y, t: y) == y.mean()
+    assert of_step(lambda y, t: (y, t)) == 1.0
+    assert of_step(lambda y, t: (y * t).sum() / jnp.maximum(t.sum(), 1)) != 1.0
+    page = Path(__file__).parents[2] / "docs" / "own_optimizer_and_loss.md"
+    assert "A scalar is allowed too" in page.read_text()
 
 
 @pytest.mark.parametrize(
