@@ -33,6 +33,7 @@ def test_train_tells_steps_step_time_and_folder(capsys, folder):
     assert main([*TRAIN, "--steps", "4", "--transport", "memory"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"step 4/4  loss \d", text)
+    assert "installing: device-0, device-1 (loading and compiling their programs" in text
     assert re.search(r"step time  measured [\d.]+ \w+, predicted ", text)
     assert f"run folder {folder}/runs/mine" in text
     run = folder / "runs" / "mine"

@@ -24,6 +24,8 @@ from .console import format_seconds, print_json
 REFRESH_PER_S = 8
 LINES_PER_RUN = 10
 """Without a terminal, about so many lines tell of the steps."""
+DOING = {"installing": " (loading and compiling their programs)"}
+"""What devices do in a phase that is silent for long."""
 SMOOTHING = 0.2
 """Weight of the newest step in the shown step time."""
 
@@ -84,7 +86,7 @@ class LiveView:
     def __call__(self, event: RunEvent) -> None:
         match event:
             case PhaseEvent():
-                self._phase = f"{event.phase}: {event.detail}" if event.detail else event.phase
+                self._phase = _phase_line(event)
                 self._say(self._phase)
             case MeasuredEvent():
                 self._prediction_s = event.prediction_s
@@ -167,6 +169,11 @@ class LiveView:
             done = self._step.step + 1
             parts.append(ProgressBar(total=self._step.steps, completed=done, width=60))
         return Group(*parts)
+
+
+def _phase_line(event: PhaseEvent) -> str:
+    line = f"{event.phase}: {event.detail}" if event.detail else event.phase
+    return line + DOING.get(event.phase, "")
 
 
 def _evaluation_line(event: EvaluationEvent) -> str:
