@@ -60,6 +60,8 @@ def test_a_run_becomes_a_page_with_all_sections_and_plots_beside_it(tmp_path):
     folder = make_run(tmp_path, evaluate_every=4)
     made = cm.report(folder.path)
     assert made.html == folder.path / "report.html"
+    told = f"Report('{made.html}', '{folder.name}' (12 steps, finished))"
+    assert repr(made) == told, "not pages of figures"
     assert _Page(_text(made.html)).sections == SECTIONS
     assert sorted(path.name for path in made.plots) == [
         "gantt.svg", "loss.svg", "memory.svg", "metric-accuracy.svg", "shares.svg",

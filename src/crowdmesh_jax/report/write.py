@@ -63,6 +63,10 @@ class Report:
     differences: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
     """(path, in the first, in the second) of what differs in configuration and plan of two runs."""
 
+    def __repr__(self) -> str:
+        runs = ", ".join(f"{run.name!r} ({run.steps} steps, {run.state})" for run in self.runs)
+        return f"Report({str(self.html)!r}, {runs})"
+
 
 def report(
     run_dir: str | Path,
