@@ -100,7 +100,7 @@ def test_another_cut_goes_on_to_float32_rounding(stages, crew, job_and_data, und
 
 
 def test_a_crowd_without_the_plans_devices_gets_a_plan_of_its_own(
-    job_and_data, undisturbed, folder
+    job_and_data, undisturbed, folder, caplog
 ):
     job, data = job_and_data
     crowd = cm.Crowd.local((1.0,))
@@ -110,6 +110,11 @@ def test_a_crowd_without_the_plans_devices_gets_a_plan_of_its_own(
         crowd, job, data, steps=7, resume=folder, stages=0, transport="memory", solver="even"
     )
     assert resumed.plan.devices == ("device-0",)
+    (told,) = [r.getMessage() for r in caplog.records if r.name.endswith("runtime.train")]
+    assert told == (
+        "planning anew, since the plan that the run had does not fit this crowd:"
+        " no device 'device-1' in the crowd; known: device-0"
+    )
     np.testing.assert_allclose(resumed.losses, undisturbed.losses[5:7], rtol=1e-5)
 
 

@@ -214,7 +214,9 @@ def _own_plan(resumed: Resumed | None, job: TrainingJob, crowd: Crowd) -> Pipeli
     try:
         _check_plan(resumed.plan, job, crowd)
     except (InvalidPlanError, InvalidCrowdError) as exc:
-        logger.warning("the run's own plan does not fit this crowd (%s): planning anew", exc)
+        logger.warning(
+            "planning anew, since the plan that the run had does not fit this crowd: %s", exc.message
+        )
         return None
     return resumed.plan
 
