@@ -49,7 +49,9 @@ def test_the_examples_of_docstrings_give_what_they_say(module):
 
 
 def test_quick_start_and_how_tos_have_code_and_docstrings_have_examples():
-    assert {"quickstart.md", "own_model.md", "own_optimizer_and_loss.md"} <= set(PAGES)
+    assert {"quickstart.md", "own_model.md", "own_optimizer_and_loss.md", "training.md"} <= set(
+        PAGES
+    )
     assert len(WITH_EXAMPLES) >= 5
 
 

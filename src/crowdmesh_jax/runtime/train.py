@@ -215,7 +215,8 @@ def _own_plan(resumed: Resumed | None, job: TrainingJob, crowd: Crowd) -> Pipeli
         _check_plan(resumed.plan, job, crowd)
     except (InvalidPlanError, InvalidCrowdError) as exc:
         logger.warning(
-            "planning anew, since the plan that the run had does not fit this crowd: %s", exc.message
+            "planning anew, since the plan that the run had does not fit this crowd: %s",
+            exc.message,
         )
         return None
     return resumed.plan
