@@ -238,9 +238,9 @@ def test_agents_need_only_what_the_package_needs():
 
 
 TOLD_TO_USERS = (
-    "TrainResult TrainState Evaluation PhaseEvent MeasuredEvent DeviceEvent StepEvent"
-    " EvaluationEvent BestEvent CheckpointEvent"
-).split()
+    "TrainResult", "TrainState", "Evaluation", "PhaseEvent", "MeasuredEvent", "DeviceEvent",
+    "StepEvent", "EvaluationEvent", "BestEvent", "CheckpointEvent",
+)  # fmt: skip
 """Values that a user gets of a run, and reads by field."""
 
 

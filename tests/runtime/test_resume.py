@@ -229,8 +229,10 @@ def test_differences_are_told_from_cause_to_effect(job_and_data, five_steps):
     lines = str(caught.value).splitlines()
     assert [line.removeprefix("  differs  ") for line in lines if "differs" in line] == [
         "layer 'extra': only in this job",
-        "layer 'dense1', parameter Dense_0/kernel: float32[8, 8] in the checkpoint,"
-        " float32[9, 8] in this job",
+        (
+            "layer 'dense1', parameter Dense_0/kernel: float32[8, 8] in the checkpoint,"
+            " float32[9, 8] in this job"
+        ),
         "layer 'head', state batch_stats/mean: only in this job",
         "optimizer state mu: float32[8, 8] in the checkpoint, float32[9, 8] in this job",
     ]

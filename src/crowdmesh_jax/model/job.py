@@ -29,8 +29,8 @@ Metric = Callable[[Any, Any], tuple[Any, Any]]
 class TrainingJob:
     """A training job. `loss(outputs, targets)` returns (values, weights) or values.
 
-    One value per row, token or pixel; a scalar counts as one value per microbatch, which is the same
-    for a plain mean and another thing for a masked one.
+    One value per row, token or pixel; a scalar counts as one value per microbatch, which is the
+    same for a plain mean and another thing for a masked one.
 
     Raises:
         JobError: A field is out of range; says which, its value and what would do.

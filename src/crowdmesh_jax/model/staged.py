@@ -266,8 +266,8 @@ class StagedModel:
             NumPy arrays with as many rows.
 
         Raises:
-            ShapeMismatchError: A layer cannot take what it gets with these parameters; names it, the
-                shape given, and the shape it was trained on if this model has seen it.
+            ShapeMismatchError: A layer cannot take what it gets with these parameters; names it,
+                the shape given, and the shape it was trained on if this model has seen it.
         """
         leaves, structure = jax.tree.flatten(inputs)
         rows = len(leaves[0])

@@ -134,7 +134,8 @@ class TrainResult:
     """Seconds, from stage times that each device measured alone just before the run; NaN with
     `measure=False`."""
     measured_step_s: float
-    """Seconds, the median from commit to commit after the first steps; NaN where only one was made."""
+    """Seconds, the median from commit to commit after the first steps; NaN
+    where only one was made."""
     first_step: int = 0
     """The version that the run was resumed from; 0: it began anew."""
     evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict, repr=False)
