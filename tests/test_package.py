@@ -22,6 +22,7 @@ HEAVY = ("jax", "flax", "optax", "grpc", "pulp", "matplotlib")
 AGENT_SIDE = "data programs protocol execution transport record"
 MAY_IMPORT = {
     "core": "",
+    "crowds": "",
     "data": "",
     "model": "data",
     "programs": "",
@@ -42,6 +43,7 @@ MAY_IMPORT |= {"runtime": ABOVE, "report": "record", "cli": f"{ABOVE} runtime re
 NEVER = {
     "errors": HEAVY,
     "core": HEAVY,
+    "crowds": HEAVY,
     **dict.fromkeys(["agent", *AGENT_SIDE.split()], ("flax", "optax", "pulp")),
 }
 """Third-party packages that a room must not even import late."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import crowds as crowds
     from . import data as data
     from . import errors as errors
     from .core import Access as Access
@@ -105,6 +106,7 @@ _ROOM_NAMES = {
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}
 _MODULES = {
     "callbacks": "runtime.callbacks",
+    "crowds": "crowds",
     "data": "data",
     "errors": "errors",
     "losses": "model.losses",

@@ -12,6 +12,7 @@ import pytest
 
 from crowdmesh_jax.cli import COMMANDS, main
 from crowdmesh_jax.core import Crowd, PipelinePlan, from_json, from_plain, to_toml
+from crowdmesh_jax.crowds import preset
 
 SHELF = Path(__file__).parents[2] / "examples" / "crowds" / "shelf.toml"
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
@@ -87,6 +88,33 @@ def test_solvers_lists_solvers_and_backends(capsys):
     assert "highs" in told["backends"]
     assert main(["solvers"]) == 0
     assert "backends of ilp: highs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_crowd_writes_a_file_that_plan_reads(capsys, tmp_path, ending):
+    path = tmp_path / f"crowd.{ending}"
+    argv = ("crowd", "two_cells", "--devices", "4", "--seed", "3", "-o", str(path))
+    (told,) = _lines(capsys, *argv, "--json")
+    assert Crowd.load(path) == preset("two_cells", 4, seed=3) == from_plain(Crowd, told["crowd"])
+    assert (told["preset"], told["seed"], told["output"]) == ("two_cells", 3, str(path))
+    speeds = [device.flops_per_s for device in Crowd.load(path).devices]
+    summary = {row["figure"]: row for row in told["summary"]}
+    assert (summary["flops_per_s"]["least"], summary["flops_per_s"]["most"]) == (
+        min(speeds), max(speeds),
+    )  # fmt: skip
+    options = ("--model", "mlp", "--solver", "even", "--use-all", "--microbatches", "4")
+    assert main(["plan", "--crowd", str(path), *options]) == 0
+    assert "phone-1" in capsys.readouterr().out
+
+
+def test_crowd_shows_what_it_is_like_and_says_that_it_is_not_kept(capsys):
+    assert main(["crowd", "two_cells", "--seed", "3"]) == 0
+    text = capsys.readouterr().out
+    figures = ("speed", "free memory", "uplink", "downlink", "latency", "rows", "label skew")
+    assert all(f"\n {figure} " in text for figure in (*figures, "mean stay"))
+    assert "GFLOP/s" in text
+    assert "two_cells, seed 3: 16 devices in 2 cells, 2.5 MB/s and 25 ms between them" in text
+    assert "not kept" in text
 
 
 def test_plan_explains_and_its_json_is_the_same_plan(capsys, tmp_path):
@@ -180,6 +208,10 @@ def test_what_this_process_compiles_is_kept_where_the_user_wants_it(tmp_path):
     [
         (["models", "mlp", "nope"], "ModelError [CM-120]", "known: ds_cnn"),
         (["train", "nope"], "ModelError [CM-120]", "known: ds_cnn"),
+        (["crowd", "campsu"], "InvalidCrowdError [CM-110]", "did you mean 'campus'?"),
+        (["crowd", "campus", "--devices", "-3"], "InvalidCrowdError [CM-110]", "got -3"),
+        (["crowd", "campus", "--seed", "-1"], "InvalidCrowdError [CM-110]", "got -1"),
+        (["crowd", "campus", "-o", "x.yaml"], "InvalidValueError [CM-101]", ".toml or .json"),
         (["plan", "--speeds", "1,fast"], "InvalidCrowdError [CM-110]", "got '1,fast'"),
         (["plan", "--speeds", "1,-1"], "InvalidCrowdError [CM-110]", "device-1"),
         (["plan", "none.toml"], "FormatError [CM-102]", "none.toml: cannot be read"),
