@@ -19,7 +19,8 @@ from crowdmesh_jax.solvers import (
     solve_exhaustive,
     solve_ilp,
 )
-from crowdmesh_jax.solvers.partition.bounds import MOST_DEVICES, Costs, handed_over
+from crowdmesh_jax.solvers.partition.arrays import Costs
+from crowdmesh_jax.solvers.partition.bounds import MOST_DEVICES, handed_over
 from crowdmesh_jax.solvers.partition.dp import DpSolver
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables

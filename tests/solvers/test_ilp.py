@@ -25,7 +25,8 @@ from crowdmesh_jax.solvers import (
     solve_ilp,
 )
 from crowdmesh_jax.solvers.backends import solve_mip
-from crowdmesh_jax.solvers.partition.bounds import Costs, bounds_at
+from crowdmesh_jax.solvers.partition.arrays import Costs
+from crowdmesh_jax.solvers.partition.bounds import bounds_at
 from crowdmesh_jax.solvers.partition.ilp import (
     _largest_period_s,
     _whole_program,

@@ -18,35 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import Costs
 from .tables import Chain, Segment, Tables
 
 MOST_DEVICES = 12
-
-
-class Costs:
-    """The tables as arrays: seconds by (device, first, end) and by (source, target, cut)."""
-
-    def __init__(self, tables: Tables) -> None:
-        self.tables = tables
-        count, layers = len(tables.devices), tables.num_layers
-        self.compute = np.full((count, layers + 1, layers + 1), np.inf)
-        shape = (max(1, tables.max_stages) + 1, *self.compute.shape)
-        self.by_depth = np.full(shape, np.inf)
-        """The same by the number of stages to the end, itself included: memory depends on it."""
-        for segment in tables.segments:
-            at = (segment.device, segment.first, segment.end)
-            self.compute[at] = min(self.compute[at], segment.compute_s)
-            depths = self.by_depth[(slice(1, segment.max_depth + 1), *at)]
-            np.minimum(depths, segment.compute_s, out=depths)
-        self.round_trip = np.full((count, count, layers + 1), np.inf)
-        self.busiest = np.full((count, count, layers + 1), np.inf)
-        for source in range(count):
-            for target in range(count):
-                for layer in range(1, layers):
-                    cut = tables.cut(source, target, layer)
-                    if cut is not None:
-                        self.round_trip[source, target, layer] = cut.round_trip_s
-                        self.busiest[source, target, layer] = cut.busiest_s
 
 
 @dataclass(frozen=True, slots=True)

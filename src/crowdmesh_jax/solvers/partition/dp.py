@@ -30,7 +30,8 @@ import numpy as np
 
 from ...errors import InvalidValueError
 from ..problem import PartitionProblem, PartitionResult
-from .bounds import MOST_DEVICES, Costs, handed_over
+from .arrays import Costs
+from .bounds import MOST_DEVICES, handed_over
 from .finish import finish
 from .ilp import least_period_s
 from .infeasible import infeasible

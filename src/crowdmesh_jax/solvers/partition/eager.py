@@ -51,6 +51,7 @@ from ...core import (
 from ...errors import InvalidValueError
 from ..check import check_plan
 from ..problem import PartitionProblem, PartitionResult
+from .arrays import Costs
 from .bounds import MOST_DEVICES
 from .dp import Labels
 from .finish import left_out
@@ -173,7 +174,8 @@ class DepthSearch:
 
     def _starts(self, plans: Sequence[PipelinePlan]) -> list[Chain]:
         tables, found = self.tables, {}
-        made = [cut_order(tables, order) for order in orders(tables)]
+        costs = Costs(tables)
+        made = [cut_order(costs, order) for order in orders(tables)]
         good = [chain for _, chain in good_chains(tables)] + single_chains(tables)
         made += good + [chain for _, chain in good_chains(Tables(self.problem))]
         devices = len(tables.devices)

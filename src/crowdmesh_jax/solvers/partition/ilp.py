@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from ...errors import InvalidValueError, SolverError
 from ..backends import backend_name, solve_mip
 from ..problem import PartitionProblem, PartitionResult
-from .bounds import Bounds, Costs, bounds_at, surviving
+from .arrays import Costs
+from .bounds import Bounds, bounds_at, surviving
 from .finish import finish
 from .infeasible import infeasible
 from .program import Program

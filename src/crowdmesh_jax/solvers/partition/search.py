@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
+from .arrays import Costs
 from .tables import SLACK, Chain, Segment, Tables
 
 Cost = Callable[[Chain], float]
@@ -43,40 +46,26 @@ def orders(tables: Tables) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(found))
 
 
-def cut_order(tables: Tables, order: tuple[int, ...]) -> Chain | None:
+def cut_order(costs: Costs, order: tuple[int, ...]) -> Chain | None:
     """Cuts a device order for the least slowest stage or link; every device gets layers."""
-    count, layers = len(order), tables.num_layers
+    tables, count = costs.tables, len(order)
     if not tables.min_stages <= count <= tables.max_stages:
         return None
-    # best[first]: (slowest, end) for layers first.. on the devices from `position` on.
-    best: dict[int, tuple[float, int]] = {layers: (0.0, layers)}
-    choices: list[dict[int, tuple[float, int]]] = []
+    # best[first]: the slowest of layers first.. on the devices from a position on.
+    best = np.full(tables.num_layers + 1, np.inf)
+    best[-1] = 0.0
+    ends = []
     for position in reversed(range(count)):
-        device, now = order[position], {}
-        for first in range(layers):
-            if position == 0 and first > 0:
-                break
-            for end, (rest, _) in best.items():
-                if end <= first:
-                    continue
-                segment = tables.at(device, first, end, count - position)
-                if segment is None:
-                    continue
-                slowest = max(rest, segment.compute_s)
-                if position:
-                    cut = tables.cut(order[position - 1], device, first) if first else None
-                    if cut is None:
-                        continue
-                    slowest = max(slowest, cut.busiest_s)
-                if first not in now or slowest < now[first][0]:
-                    now[first] = (slowest, end)
-        choices.append(now)
-        best = now
-    if 0 not in best:
+        slowest = np.maximum(costs.by_depth[count - position, order[position]], best[None, :])
+        ends.append(slowest.argmin(axis=1))
+        best = slowest.min(axis=1)
+        if position:
+            best = np.maximum(best, costs.busiest[order[position - 1], order[position]])
+    if not math.isfinite(best[0]):
         return None
     cuts, first = [], 0
-    for device, now in zip(order, reversed(choices), strict=True):
-        first = now[first][1]
+    for device, end in zip(order, reversed(ends), strict=True):
+        first = int(end[first])
         cuts.append((device, first))
     return tables.chain(cuts)
 
@@ -128,8 +117,9 @@ def improve(tables: Tables, chain: Chain, cost: Cost, *, moves: int = 60) -> tup
 def good_chains(tables: Tables) -> list[tuple[float, Chain]]:
     """Local optima of the closed form, the best first; empty where the moves find none."""
     starts: dict[tuple[tuple[str, int], ...], Chain] = {}
+    costs = Costs(tables)
     for order in orders(tables):
-        chain = cut_order(tables, order)
+        chain = cut_order(costs, order)
         if chain is not None:
             starts[tables.rank(chain)] = chain
     ranked = sorted(starts.values(), key=lambda chain: (tables.cost_s(chain), tables.rank(chain)))
