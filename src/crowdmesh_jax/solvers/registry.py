@@ -29,6 +29,12 @@ def _ilp(**options: Any) -> PartitionSolver:
     return IlpSolver(**options)
 
 
+def _auto(**options: Any) -> PartitionSolver:
+    from .partition.auto import AutoSolver
+
+    return AutoSolver(**options)
+
+
 def _dp(**options: Any) -> PartitionSolver:
     from .partition.dp import DpSolver
 
@@ -61,6 +67,7 @@ def _single_best(**options: Any) -> PartitionSolver:
 
 _BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingProxyType(
     {
+        "auto": (_auto, "the best plan found in budget_s (2 s); options budget_s, also"),
         "ilp": (_ilp, "shortest step time by integer programming; options backend, time_limit_s"),
         "dp": (_dp, "the same optimum by labels over device sets; up to 12 devices"),
         "eager": (_eager, "cut, device order and microbatches in flight together; no proof"),

@@ -7,6 +7,12 @@ import numpy as np
 from .tables import Tables
 
 
+def table_work(tables: Tables) -> float:
+    """Steps that a table over (device set, cut, device) takes."""
+    devices = len(tables.devices)
+    return 2.0**devices * devices * tables.num_layers**2
+
+
 class Costs:
     """The tables as arrays: seconds by (device, first, end) and by (source, target, cut)."""
 

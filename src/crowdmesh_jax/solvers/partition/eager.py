@@ -51,7 +51,7 @@ from ...core import (
 from ...errors import InvalidValueError
 from ..check import check_plan
 from ..problem import PartitionProblem, PartitionResult
-from .arrays import Costs
+from .arrays import Costs, table_work
 from .bounds import MOST_DEVICES
 from .dp import Labels
 from .finish import left_out
@@ -95,26 +95,41 @@ class EagerSolver:
                 f"solver 'eager' chooses the depths of schedule 'eager', asked for"
                 f" {problem.schedule!r}; set schedule='eager', or use solver 'ilp'"
             )
-        started_s = time.monotonic()
-        search = DepthSearch(problem, started_s + self.time_limit_s)
-        best = search.run()
-        if best is None:
-            raise infeasible(problem, lambda relaxed: bool(single_chains(relaxed)))
-        chain, depths = best
-        plan = search.plan(chain, depths)
-        check_plan(problem, plan)
-        return PartitionResult(
-            plan=plan,
-            predicted=predict(
-                problem.profile, problem.crowd, plan, compile_peak_bytes=problem.compile_peak_bytes
-            ),
-            problem=problem,
-            optimal=False,
-            gap=None,
-            solver="eager",
-            solve_s=time.monotonic() - started_s,
-            left_out=left_out(search.tables, chain),
-        )
+        return solve_by_depths(problem, time.monotonic() + self.time_limit_s)
+
+
+def solve_by_depths(
+    problem: PartitionProblem, until_s: float, end_s: float = math.inf
+) -> PartitionResult:
+    """The search and its result.
+
+    Args:
+        until_s: `time.monotonic()` after which no further move is tried.
+        end_s: And after which nobody asks what a device that is left out would have done.
+
+    Raises:
+        InfeasibleError: No chain fits; says why.
+    """
+    started_s = time.monotonic()
+    search = DepthSearch(problem, until_s)
+    best = search.run()
+    if best is None:
+        raise infeasible(problem, lambda relaxed: bool(good_chains(relaxed)))
+    chain, depths = best
+    plan = search.plan(chain, depths)
+    check_plan(problem, plan)
+    return PartitionResult(
+        plan=plan,
+        predicted=predict(
+            problem.profile, problem.crowd, plan, compile_peak_bytes=problem.compile_peak_bytes
+        ),
+        problem=problem,
+        optimal=False,
+        gap=None,
+        solver="eager",
+        solve_s=time.monotonic() - started_s,
+        left_out=left_out(search.tables, chain, end_s),
+    )
 
 
 class ShallowTables(Tables):
@@ -178,9 +193,8 @@ class DepthSearch:
         made = [cut_order(costs, order) for order in orders(tables)]
         good = [chain for _, chain in good_chains(tables)] + single_chains(tables)
         made += good + [chain for _, chain in good_chains(Tables(self.problem))]
-        devices = len(tables.devices)
-        work = 2.0**devices * devices * tables.num_layers**2
-        if devices <= MOST_DEVICES and (work <= _TABLE_WORK or not good):
+        is_small = table_work(tables) <= _TABLE_WORK
+        if len(tables.devices) <= MOST_DEVICES and (is_small or not good):
             half_s = (time.monotonic() + self.until_s) / 2
             labels = Labels(tables, half_s, good, slack=_SLACK, most=_CHAINS)
             labels.run()

@@ -57,6 +57,7 @@ def finish(
     most: int = 24,
     polish: bool = True,
     keep_order: bool = False,
+    end_s: float = math.inf,
 ) -> PartitionResult:
     """Picks the best chain by the problem's objective and makes it a result.
 
@@ -66,6 +67,7 @@ def finish(
         most: How many of the cheapest by closed form are compared by `evaluate`.
         polish: Under "evaluate", whether small moves may improve the winner.
         keep_order: Whether equal devices stay where the solver put them.
+        end_s: `time.monotonic()` after which candidates are no longer compared.
 
     Raises:
         InvalidPlanError: The winner breaks the problem: a bug of the solver.
@@ -83,10 +85,12 @@ def finish(
     if problem.objective == "evaluate":
         best_s = tables.evaluate_s(winner)
         for chain in ranked[:most]:
+            if time.monotonic() > end_s:
+                break
             step_s = tables.evaluate_s(chain)
             if better(tables, step_s, chain, best_s, winner):
                 winner, best_s = chain, step_s
-        if polish:
+        if polish and time.monotonic() <= end_s:
             winner, best_s = improve(tables, winner, tables.evaluate_s, moves=4)
     plan = tables.plan(winner)
     check_plan(problem, plan)
@@ -99,13 +103,17 @@ def finish(
         optimal=optimal,
         gap=gap,
         solver=solver,
-        left_out=left_out(tables, winner),
+        left_out=left_out(tables, winner, end_s),
         solve_s=time.monotonic() - started_s,
     )
 
 
-def left_out(tables: Tables, chain: Chain) -> dict[str, str]:
-    """Why each device of the crowd that has no layers has none."""
+def left_out(tables: Tables, chain: Chain, end_s: float = math.inf) -> dict[str, str]:
+    """Why each device of the crowd that has no layers has none.
+
+    Args:
+        end_s: `time.monotonic()` after which plans with it are no longer looked for.
+    """
     problem, reasons = tables.problem, {}
     used = {tables.devices[segment.device] for segment in chain}
     for device in sorted(device.id for device in problem.crowd.devices):
@@ -117,6 +125,9 @@ def left_out(tables: Tables, chain: Chain) -> dict[str, str]:
         index = tables.devices.index(device)
         if not any(segment.device == index for segment in tables.segments):
             reasons[device] = "cannot hold any layer that it may run"
+            continue
+        if time.monotonic() > end_s:
+            reasons[device] = "no time was left to look for plans with it"
             continue
         step_s = _best_with(tables, chain, index)
         reasons[device] = (
