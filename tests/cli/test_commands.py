@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -288,3 +289,19 @@ def test_text_becomes_rows_whose_targets_are_the_next_characters(tmp_path):
 
     with pytest.raises(DataError, match="256 different bytes; gpt2_test knows 65 tokens"):
         read_data(str(text), find_model("gpt2_test"), 2, 0)
+
+
+def test_a_plan_is_drawn_as_the_step_that_is_predicted(tmp_path, capsys):
+    path = tmp_path / "plan.svg"
+    argv = ["plan", "--speeds", "1,0.5", "--schedule", "eager", "--solver", "eager", "--json"]
+    assert main([*argv, "--svg", str(path)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    picture = ElementTree.parse(path).getroot()
+    texts = [element.text for element in picture.iter() if element.text]
+    for stage in said["plan"]["stages"]:
+        assert stage["device"] in texts
+    drawn = [text for text in texts if text.startswith(("forward of ", "backward of "))]
+    ops = [op for op in said["predicted"]["timeline"]["ops"] if op["end_s"] > op["start_s"]]
+    transfers = said["predicted"]["timeline"]["transfers"]
+    assert len(drawn) == len(ops) + len(transfers)
+    assert any("predicted (eager)" in text for text in texts)

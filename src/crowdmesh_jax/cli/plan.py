@@ -28,6 +28,7 @@ examples:
   crowdmesh plan crowd.toml --model lenet --microbatches 16
   crowdmesh plan --speeds 1,0.5,0.25 --schedule eager --solver exhaustive
   crowdmesh plan crowd.toml --output plan.json         keep it for `crowdmesh train --plan`
+  crowdmesh plan crowd.toml --schedule eager --solver eager --svg plan.svg
 """
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="CROWD", help="the same as --crowd")
     parser.add_argument("--model", default="lenet", metavar="NAME", help="see `crowdmesh models`")
     parser.add_argument("--output", metavar="FILE", help="write the plan as JSON")
+    parser.add_argument("--svg", metavar="FILE", help="draw the predicted step")
     add_crowd_arguments(parser)
     add_job_arguments(parser)
     add_measure_argument(parser)
@@ -61,6 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
         from ..record import write_atomic
 
         write_atomic(Path(arguments.output), values.to_json(result.plan, indent=1).encode())
+    if arguments.svg:
+        from ..record import write_atomic
+        from ..report.planned import draw_plan
+
+        write_atomic(Path(arguments.svg), draw_plan(result.plan, result.predicted).encode())
     if arguments.json:
         print_json(
             {

@@ -116,7 +116,8 @@ def _table(
                     seen.memory.training_bytes, crowd.device(stage.device).memory_bytes
                 ),
                 _names([profile.layers[layer].name for layer in stage.layers])
-                + (" (recomputed)" if stage.recompute else ""),
+                + (" (recomputed)" if stage.recompute else "")
+                + (f" ({seen.in_flight} in flight)" if plan.schedule == "eager" else ""),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
