@@ -47,6 +47,7 @@ def explain(
     lines += _leaves(plan, profile)
     if result is not None:
         lines.append(_proof(result))
+        lines += result.notes
     if note:
         lines.append(note)
     return "\n".join(lines)

@@ -163,6 +163,8 @@ class PartitionResult:
     solver: str
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Device without layers -> why."""
+    notes: tuple[str, ...] = ()
+    """What the solver has to say of this plan: what was repaired, which policy won."""
 
     def explain(self, *, note: str | None = None) -> str:
         """The plan in words and numbers; see `explain`."""

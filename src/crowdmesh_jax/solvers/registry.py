@@ -65,6 +65,42 @@ def _single_best(**options: Any) -> PartitionSolver:
     return SingleBestSolver(**options)
 
 
+def _by_params(**options: Any) -> PartitionSolver:
+    from .partition.baselines.by_params import ByParamsSolver
+
+    return ByParamsSolver(**options)
+
+
+def _cloud_device(**options: Any) -> PartitionSolver:
+    from .partition.baselines.cloud_device import CloudDeviceSolver
+
+    return CloudDeviceSolver(**options)
+
+
+def _pipedream(**options: Any) -> PartitionSolver:
+    from .partition.baselines.pipedream import PipeDreamSolver
+
+    return PipeDreamSolver(**options)
+
+
+def _ftpipehd(**options: Any) -> PartitionSolver:
+    from .partition.baselines.ftpipehd import FTPipeHDSolver
+
+    return FTPipeHDSolver(**options)
+
+
+def _dapple(**options: Any) -> PartitionSolver:
+    from .partition.baselines.dapple import DappleSolver
+
+    return DappleSolver(**options)
+
+
+def _asteroid(**options: Any) -> PartitionSolver:
+    from .partition.baselines.asteroid import AsteroidSolver
+
+    return AsteroidSolver(**options)
+
+
 _BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingProxyType(
     {
         "auto": (_auto, "the best plan found in budget_s (2 s); options budget_s, also"),
@@ -74,6 +110,21 @@ _BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingPro
         "even": (_even, "equal layer counts over the devices in the order given"),
         "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
         "single_best": (_single_best, "the whole model on the device that trains it fastest"),
+        "by_params": (
+            _by_params,
+            "baseline: equal parameter bytes over the devices in the order given",
+        ),
+        "cloud_device": (
+            _cloud_device,
+            "baseline: front on a device, rest on the fastest; options device, cloud",
+        ),
+        "pipedream": (_pipedream, "baseline: PipeDream's planner, as if all were the mean device"),
+        "ftpipehd": (_ftpipehd, "baseline: FTPipeHD's planner, one measured capacity per device"),
+        "dapple": (_dapple, "baseline: DAPPLE's planner, latency around a pivot; option policy"),
+        "asteroid": (
+            _asteroid,
+            "baseline: Asteroid's planner, groups by memory; option all_devices",
+        ),
     }
 )
 

@@ -1,0 +1,1 @@
+"""Lets the tests in folders below import the strategies of this one."""
