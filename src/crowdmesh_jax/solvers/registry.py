@@ -47,6 +47,12 @@ def _eager(**options: Any) -> PartitionSolver:
     return EagerSolver(**options)
 
 
+def _hybrid(**options: Any) -> PartitionSolver:
+    from .partition.hybrid import HybridSolver
+
+    return HybridSolver(**options)
+
+
 def _even(**options: Any) -> PartitionSolver:
     from .partition.simple import EvenSolver
 
@@ -107,6 +113,7 @@ _BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingPro
         "ilp": (_ilp, "shortest step time by integer programming; options backend, time_limit_s"),
         "dp": (_dp, "the same optimum by labels over device sets; up to 12 devices"),
         "eager": (_eager, "cut, device order and microbatches in flight together; no proof"),
+        "hybrid": (_hybrid, "as auto, and devices may share a stage (share=True); not run yet"),
         "even": (_even, "equal layer counts over the devices in the order given"),
         "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
         "single_best": (_single_best, "the whole model on the device that trains it fastest"),

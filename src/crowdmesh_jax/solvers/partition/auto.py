@@ -59,15 +59,10 @@ class AutoSolver:
 
         started_s = time.monotonic()
         others = [make_solver(name) for name in self.also]
-        until_s = started_s + _SEARCH_SHARE * self.budget_s
-        end_s = started_s + self.budget_s
         failed: InfeasibleError | None = None
         found: list[PartitionResult] = []
         try:
-            if problem.schedule == "eager":
-                found.append(solve_by_depths(problem, until_s, end_s))
-            else:
-                found.append(_solve_by_chains(problem, until_s, end_s))
+            found.append(solve_without_sharing(problem, self.budget_s))
         except InfeasibleError as exc:
             failed = exc
         for other in others:
@@ -81,6 +76,17 @@ class AutoSolver:
         best = min(found, key=lambda result: result.predicted.step_s)
         name = "auto" if best is found[0] and failed is None else f"auto/{best.solver}"
         return replace(best, solver=name, solve_s=time.monotonic() - started_s)
+
+
+def solve_without_sharing(problem: PartitionProblem, budget_s: float) -> PartitionResult:
+    """The best plan found within a budget, one device a stage.
+
+    Raises:
+        InfeasibleError: No plan fits; says why.
+    """
+    now_s = time.monotonic()
+    solve = solve_by_depths if problem.schedule == "eager" else _solve_by_chains
+    return solve(problem, now_s + _SEARCH_SHARE * budget_s, now_s + budget_s)
 
 
 def _solve_by_chains(problem: PartitionProblem, until_s: float, end_s: float) -> PartitionResult:
