@@ -1,8 +1,8 @@
 """Memory of an agent above an idle one, against the planner's prediction, for six models.
 
 Each model is cut over two or three agent processes that train a few steps. Measured: the peak of
-each process's resident bytes once its stage is in place (what loading and compiling peak at is
-shown apart), less what it held before it had a stage. Predicted: `stage_memory`
+each process's resident bytes once its stage is in place (what loading and compiling peak at
+stands in the result's details), less what it held before it had a stage. Predicted: `stage_memory`
 with the sizes of the profile and the compiler's own figures per layer (`planned`), and from the
 exported programs (`programs`, what a run's memory.json holds). Two rounds: with an empty compile
 cache, and again with a full one.
@@ -116,9 +116,8 @@ def main() -> None:
                     **({"at_least": 0.85, "at_most": 1.15} if source == "planned" else {}),
                 )
             )
-        for phase, rows in (("above_idle", cached), ("loading_above_idle", [cold])):
-            held = [agent[f"{phase}_mb"] for run in rows for agent in run]
-            figures.append(figure(f"{name}: {phase.replace('_', ' ')}", held, unit="MB"))
+        held = [agent["above_idle_mb"] for run in cached for agent in run]
+        figures.append(figure(f"{name}: above idle", held, unit="MB"))
         print(json.dumps({name: details[name]}), flush=True)
     report(
         "memory",
