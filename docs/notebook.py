@@ -1,4 +1,4 @@
-"""Makes examples/quickstart.ipynb of quickstart.md, and runs it so that its outputs are in it.
+"""Makes notebooks in examples/ of pages, and runs them so that their outputs are in them.
 
 pip install 'crowdmesh-jax[dev]'
 python docs/notebook.py
@@ -7,6 +7,7 @@ python docs/notebook.py
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import nbformat
 from nbclient import NotebookClient
 
 DOCS = Path(__file__).parent
-NOTEBOOK = DOCS.parent / "examples" / "quickstart.ipynb"
+EXAMPLES = DOCS.parent / "examples"
+PAGES = ("quickstart", "comparing_solvers")
 CELL_DEADLINE_S = 300
 
 
@@ -40,14 +42,15 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 
 def main() -> None:
-    """Writes the notebook."""
-    notebook = from_page((DOCS / "quickstart.md").read_text())
-    with tempfile.TemporaryDirectory() as folder:
-        run(notebook, Path(folder))
-    for cell in notebook.cells:
-        cell["metadata"].pop("execution", None)  # times of day: different at each run
-    notebook["metadata"].pop("widgets", None)
-    nbformat.write(notebook, NOTEBOOK)
+    """Writes the notebooks of all pages, or of those that are named."""
+    for page in sys.argv[1:] or PAGES:
+        notebook = from_page((DOCS / f"{page}.md").read_text())
+        with tempfile.TemporaryDirectory() as folder:
+            run(notebook, Path(folder))
+        for cell in notebook.cells:
+            cell["metadata"].pop("execution", None)  # times of day: different at each run
+        notebook["metadata"].pop("widgets", None)
+        nbformat.write(notebook, EXAMPLES / f"{page}.ipynb")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def test_every_page_is_reached_from_the_index_and_every_link_leads_somewhere():
 
 @pytest.mark.system
 @pytest.mark.slow
-def test_the_notebook_is_the_quick_start_and_runs_in_a_kernel(tmp_path):
+@pytest.mark.parametrize("page", ["quickstart", "comparing_solvers"])
+def test_a_notebook_is_its_page_and_runs_in_a_kernel(page, tmp_path):
     import nbformat
 
     sys.path.insert(0, str(ROOT / "docs"))
@@ -76,8 +77,9 @@ def test_the_notebook_is_the_quick_start_and_runs_in_a_kernel(tmp_path):
         import notebook as maker
     finally:
         sys.path.pop(0)
-    kept = nbformat.read(maker.NOTEBOOK, as_version=4)
-    made = maker.from_page((ROOT / "docs" / "quickstart.md").read_text())
+    assert page in maker.PAGES
+    kept = nbformat.read(maker.EXAMPLES / f"{page}.ipynb", as_version=4)
+    made = maker.from_page((ROOT / "docs" / f"{page}.md").read_text())
     sources = [[(cell.cell_type, cell.source) for cell in book.cells] for book in (kept, made)]
     assert sources[0] == sources[1], "run `python docs/notebook.py`"
     assert any(cell.get("outputs") for cell in kept.cells), "it is committed with its outputs"
