@@ -5,9 +5,12 @@ splits each microbatch's rows and sums gradients once a step in a ring (`core.co
 devices in proportion to their speed on the stage's layers, by largest remainders; a device that
 would get none is not in the group. Layers whose state mixes rows (BatchNorm) cannot be shared.
 
-Search: from the best plan without sharing, and from each device alone, the best of all moves is
-taken until none helps: a free device joins a stage, or takes a stage of its own before or after it;
-a device leaves its group; two neighbours become one group; a cut shifts by up to three layers.
+Search: from the best plan without sharing, from the fastest devices alone, and from the best of the
+groupings of the fastest few in the order of their speed, the best of all moves is taken until none
+helps: a free device joins a stage, or takes a stage of its own before or after it; a device leaves
+its group or moves to a neighbour's; two neighbours become one group; a cut shifts by up to three
+layers. What changes groups is tried with the cuts as they are and with new ones, the
+min-max cuts of the groups' joint speeds and of the links between them.
 Under "eager", depths are chosen for each candidate as solver `eager` does, within the memory of
 every device of the group. Work: O(S (S + D)) moves a turn, each O(L S + S M). It proves nothing.
 
@@ -21,6 +24,9 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
+
+import numpy as np
 
 from ...core import (
     PipelinePlan,
@@ -41,6 +47,8 @@ from .eager import depths_to_try, step_s
 from .tables import SLACK
 
 _TURNS = 30
+_GROUPED, _FASTEST, _MOST_GROUPS = 3, 8, 4
+"""Groupings to start from: so many, of so many devices, into so many stages."""
 _START_SHARE = 0.4
 """Of the time, for the plan without sharing."""
 
@@ -108,8 +116,11 @@ class _Groups:
 
     problem: PartitionProblem
     until_s: float
-    _seconds: dict[str, list[float]] = field(init=False)
+    _seconds: dict[str, np.ndarray] = field(init=False)
     """Per device, forward and backward of the layers before each layer."""
+    _mixing: np.ndarray = field(init=False)
+    """How many of the layers before each layer have state over all rows."""
+    _own: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, init=False)
     _seen: dict[Groups, tuple[float, PipelinePlan | None]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +130,9 @@ class _Groups:
             for row in self.problem.profile.layer_seconds(self.problem.crowd, device):
                 total += row.forward_s + row.backward_s
                 sums.append(total)
-            self._seconds[device] = sums
+            self._seconds[device] = np.array(sums)
+        mixing = [bool(layer.state_bytes) for layer in self.problem.profile.layers]
+        self._mixing = np.concatenate([[0], np.cumsum(mixing)])
 
     def run(self, plans: Sequence[PipelinePlan]) -> PipelinePlan | None:
         """The best plan found; None where no start fits."""
@@ -136,17 +149,30 @@ class _Groups:
         starts += [(((device,), layers),) for device in sorted(self._seconds)]
         ranked = sorted(starts, key=lambda groups: (self._best(groups)[0], groups))
         # The plan without sharing first; then the single devices, the fastest ones.
-        for start in [*starts[: len(plans)], *ranked[:2]]:
+        for start in [*starts[: len(plans)], *self._grouped()[:_GROUPED], *ranked[:2]]:
             found_s, found = self._best(self._climb(start))
             if found is not None and found_s < best_s * (1 - SLACK):
                 best_s, best = found_s, found
         return best
 
+    def _grouped(self) -> list[Groups]:
+        """The fastest devices in groups, neighbours in speed together; the best first."""
+        order = sorted(self._seconds, key=lambda device: (float(self._seconds[device][-1]), device))
+        found = []
+        for size in range(2, min(len(order), _FASTEST) + 1):
+            for stages in range(1, min(_MOST_GROUPS, size) + 1):
+                for ends in combinations(range(1, size), stages - 1):
+                    edges = pairwise((0, *ends, size))
+                    groups = self._cut([tuple(order[low:high]) for low, high in edges])
+                    if groups is not None and time.monotonic() < self.until_s:
+                        found.append((self._best(groups)[0], groups))
+        return [groups for step, groups in sorted(found) if step < math.inf]
+
     def _climb(self, groups: Groups) -> Groups:
         best = groups
         for _ in range(_TURNS):
             start = best
-            for candidate in self._moves(start):
+            for candidate in self._tried(start):
                 if time.monotonic() > self.until_s:
                     return best
                 if self._best(candidate)[0] < self._best(best)[0] * (1 - SLACK):
@@ -154,6 +180,64 @@ class _Groups:
             if best is start:
                 break
         return best
+
+    def _tried(self, groups: Groups) -> Iterator[Groups]:
+        for moved in self._moves(groups):
+            yield moved
+            if [devices for devices, _ in moved] != [devices for devices, _ in groups]:
+                cut = self._cut([devices for devices, _ in moved])
+                if cut is not None:
+                    yield cut
+
+    def _cut(self, groups: Sequence[tuple[str, ...]]) -> Groups | None:
+        """The min-max cuts of groups in this order; None where they do not fit so."""
+        layers = self.problem.num_layers
+        best = np.full(layers + 1, np.inf)
+        best[layers] = 0.0
+        ends = []
+        for index in reversed(range(len(groups))):
+            slowest = np.maximum(self._segments(groups[index]), best[None, :])
+            ends.append(slowest.argmin(axis=1))
+            best = slowest.min(axis=1)
+            if index:
+                best = np.maximum(best, self._links(groups[index - 1], groups[index]))
+        if not math.isfinite(best[0]):
+            return None
+        found, first = [], 0
+        for devices, end in zip(groups, reversed(ends), strict=True):
+            first = int(end[first])
+            found.append((devices, first))
+        return tuple(found)
+
+    def _segments(self, devices: tuple[str, ...]) -> np.ndarray:
+        """Seconds of layers (first, end) on a group, as if rows could be split at will."""
+        key = tuple(sorted(devices))
+        if key not in self._own:
+            with np.errstate(divide="ignore"):
+                sums = [self._seconds[device] for device in key]
+                speed = sum(1.0 / (s[None, :] - s[:, None]) for s in sums)
+                seconds = np.asarray(1.0 / speed)
+            layers = self.problem.num_layers
+            first, end = np.indices((layers + 1, layers + 1))
+            seconds[end <= first] = np.inf
+            if len(key) > 1:
+                seconds[self._mixing[end] > self._mixing[first]] = np.inf
+            self._own[key] = seconds
+        return self._own[key]
+
+    def _links(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        """Seconds that a microbatch occupies the busier direction, by the layer after the cut."""
+        crowd, profile = self.problem.crowd, self.problem.profile
+        pairs = [(crowd.link(a, b), crowd.link(b, a)) for a in left for b in right]
+        rates = [math.inf, math.inf]
+        for pair in pairs:
+            for way, link in enumerate(pair):
+                if link is None:
+                    return np.full(self.problem.num_layers + 1, np.inf)
+                rates[way] = min(rates[way], link.bandwidth_bytes_per_s)
+        sizes = [profile.cut_bytes(layer) for layer in range(1, self.problem.num_layers)]
+        busiest = [max(down / rates[0], back / rates[1]) for down, back in sizes]
+        return np.array([np.inf, *busiest, np.inf])
 
     def _moves(self, groups: Groups) -> Iterator[Groups]:
         used = {device for devices, _ in groups for device in devices}
@@ -170,6 +254,12 @@ class _Groups:
             for device in devices if len(devices) > 1 else ():
                 others = tuple(other for other in devices if other != device)
                 yield (*before, (others, end), *after)
+                if before:
+                    (upper, upper_end), rest = before[-1], before[:-1]
+                    yield (*rest, ((*upper, device), upper_end), (others, end), *after)
+                if after:
+                    (lower, lower_end), rest = after[0], after[1:]
+                    yield (*before, (others, end), ((*lower, device), lower_end), *rest)
             if after:
                 following, following_end = after[0]
                 yield (*before, ((*devices, *following), following_end), *after[1:])
@@ -234,7 +324,8 @@ class _Groups:
         if any(layer.state_bytes for layer in self.problem.profile.layers[first:end]):
             return None
         speeds = {
-            d: 1 / max(self._seconds[d][end] - self._seconds[d][first], 1e-12) for d in devices
+            d: 1 / max(float(self._seconds[d][end] - self._seconds[d][first]), 1e-12)
+            for d in devices
         }
         total = math.fsum(speeds.values())
         exact = {device: rows * speed / total for device, speed in speeds.items()}
