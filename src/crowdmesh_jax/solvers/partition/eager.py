@@ -19,12 +19,13 @@ are tried, too, alone and up to each stage; so are the fixed rule and all that m
 exact timeline decides among them, and in the end on a few in flight more or less.
 
 Search: with depths at will, links are hidden, and R_0 + (M - 1) max(slowest stage, busiest link)
-stands for the step. The chains that are best by it, exactly (`dp`, for up to 12 devices), are the
-starts where sets are few enough, with local optima of the same, min-max cuts of a few device
-orders and each device alone. From the best of them, the best of all small moves (shift a cut; swap,
-replace, insert or drop a device) is taken until none helps; each is judged by the exact timeline
-with depths as above, unless max(R_0, M x slowest) already is above the best step. Work: moves are
-O(S^2 + S D), a timeline O(S M). It proves nothing.
+stands for the step. The chains that are best by it and by the closed form of the fixed rule,
+exactly (`dp`), are the starts where sets are few enough, with local optima of both, min-max cuts of
+a few device orders and each device alone. From the best of them, the best of all small moves (shift
+a cut; swap, replace, insert or drop a device) is taken until none helps; the exact timeline judges
+each, with depths as above, unless max(R_0, M x slowest) already is above the best step. Under
+recompute "auto", stages that memory holds back are tried recomputed. Work: moves are O(S^2 + S D),
+a timeline O(S M). It proves nothing.
 
 Source: this project. Latency-aware depth was measured against fixed ones in an event simulation
 of ours: 7-33 % where a transfer nears the cycle or latency exceeds it.
@@ -64,7 +65,7 @@ _STRETCHES = (1.0, 1.1)
 _NEAR = 1.02
 """A move that is worse than that with one rule for depths is not tried with others."""
 _STARTS = 6
-_TABLE_WORK = 4e7
+_TABLE_WORK = 2.5e7
 """Of the dynamic program's tables, in steps; beyond it the moves alone use the time better."""
 _CHAINS = 24
 _SLACK = 0.03
@@ -151,9 +152,10 @@ class DepthSearch:
     problem: PartitionProblem
     until_s: float
     tables: ShallowTables = field(init=False)
-    _seen: dict[tuple[tuple[int, int], ...], tuple[float, tuple[int, ...]]] = field(
+    _seen: dict[tuple[tuple[int, int], ...], tuple[float, tuple[int, ...], Chain]] = field(
         default_factory=dict, init=False
     )
+    """By (device, end) of each stage: step time, depths, and the chain with what it recomputes."""
 
     def __post_init__(self) -> None:
         self.tables = ShallowTables(self.problem)
@@ -173,7 +175,8 @@ class DepthSearch:
             found = self._climb(chain)
             if self._is_better(found, best):
                 best = found
-        return best, self._polished(best, self._depths(best)[1])
+        _, depths, chain = self._depths(best)
+        return chain, self._polished(chain, depths)
 
     def plan(self, chain: Chain, depths: Sequence[int]) -> PipelinePlan:
         """The chain as a plan with these depths."""
@@ -192,13 +195,16 @@ class DepthSearch:
         costs = Costs(tables)
         made = [cut_order(costs, order) for order in orders(tables)]
         good = [chain for _, chain in good_chains(tables)] + single_chains(tables)
-        made += good + [chain for _, chain in good_chains(Tables(self.problem))]
-        is_small = table_work(tables) <= _TABLE_WORK
-        if len(tables.devices) <= MOST_DEVICES and (is_small or not good):
+        fixed = Tables(self.problem)
+        rule = [chain for _, chain in good_chains(fixed)] + single_chains(fixed)
+        made += good + rule
+        if len(tables.devices) <= MOST_DEVICES:
             half_s = (time.monotonic() + self.until_s) / 2
-            labels = Labels(tables, half_s, good, slack=_SLACK, most=_CHAINS)
-            labels.run()
-            made += labels.chains
+            for which, known in ((tables, good), (fixed, rule)):
+                if table_work(which) <= _TABLE_WORK or (which is tables and not good):
+                    labels = Labels(which, half_s, list(known), slack=_SLACK, most=_CHAINS)
+                    labels.run()
+                    made += labels.chains
         for plan in plans:
             known = [tables.devices.index(stage.device) for stage in plan.stages]
             ends = [stage.last_layer + 1 for stage in plan.stages]
@@ -252,20 +258,45 @@ class DepthSearch:
 
     def _quick_s(self, chain: Chain) -> float:
         """Step time with the one rule for depths that is mostly the best."""
-        stages, cuts = self.tables.times(chain)
-        depths = filling_depths(stages, cuts, self._caps(chain))
-        return step_s(stages, cuts, depths, self.tables.microbatches)
+        least_s = math.inf
+        for variant in self._recomputed(chain):
+            stages, cuts = self.tables.times(variant)
+            depths = filling_depths(stages, cuts, self._caps(variant))
+            least_s = min(least_s, step_s(stages, cuts, depths, self.tables.microbatches))
+        return least_s
 
-    def _depths(self, chain: Chain) -> tuple[float, tuple[int, ...]]:
-        """The best depths tried for a chain, and its step time with them."""
+    def _depths(self, chain: Chain) -> tuple[float, tuple[int, ...], Chain]:
+        """Step time with the best depths tried, these depths, and what is recomputed for them."""
         key = tuple((segment.device, segment.end) for segment in chain)
         if key not in self._seen:
-            stages, cuts = self.tables.times(chain)
-            caps = self._caps(chain)
-            tried = depths_to_try(stages, cuts, caps)
-            best = min((step_s(stages, cuts, d, self.tables.microbatches), d) for d in tried)
-            self._seen[key] = best
+            found: list[tuple[float, tuple[int, ...], Chain]] = []
+            for variant in self._recomputed(chain):
+                stages, cuts = self.tables.times(variant)
+                for depths in depths_to_try(stages, cuts, self._caps(variant)):
+                    took_s = step_s(stages, cuts, depths, self.tables.microbatches)
+                    found.append((took_s, depths, variant))
+            self._seen[key] = min(found, key=lambda each: each[:2])
         return self._seen[key]
+
+    def _recomputed(self, chain: Chain) -> list[Chain]:
+        """The chain, and where it may choose, with stages recomputed that memory holds back."""
+        found = [chain]
+        if self.problem.recompute == "auto":
+            held = [
+                stage
+                for stage, cap in enumerate(self._caps(chain))
+                if cap < self.tables.microbatches and not chain[stage].recompute
+            ]
+            for chosen in [[stage] for stage in held] + [
+                held[: n + 1] for n in range(1, len(held))
+            ]:
+                found.append(
+                    tuple(
+                        self.tables.recomputed(segment) if stage in chosen else segment
+                        for stage, segment in enumerate(chain)
+                    )
+                )
+        return found
 
     def _caps(self, chain: Chain) -> list[int]:
         most = self.tables.microbatches

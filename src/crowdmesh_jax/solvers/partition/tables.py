@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -325,6 +325,13 @@ class Tables:
             for left, right in pairwise(chain)
         ]
         return stages, cuts
+
+    def recomputed(self, segment: Segment) -> Segment:
+        """The segment with its forward recomputed; itself where that changes nothing."""
+        if segment.recompute or segment.end == self.num_layers:
+            return segment
+        backward_s = segment.backward_s + segment.forward_s
+        return replace(segment, recompute=True, backward_s=backward_s)
 
     def most_in_flight(self, segment: Segment) -> int:
         """Microbatches in flight that the segment's device has memory for."""
