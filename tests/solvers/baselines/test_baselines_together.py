@@ -56,7 +56,9 @@ def test_layers_with_state_over_rows_are_not_shared(name):
     assert [share.rows for share in shared[0].shares] == [2, 2]
     layers = tuple(replace(layer, state_bytes=8) for layer in problem.profile.layers)
     mixing = replace(problem, profile=replace(problem.profile, layers=layers))
-    assert make_solver(name).solve(mixing).plan.stages[0].shares == ()
+    result = make_solver(name).solve(mixing)
+    assert result.plan.stages[0].shares == ()
+    assert not any("repaired" in note for note in result.notes)  # the rule itself knows
     alone = replace(problem, share=False)
     assert make_solver(name).solve(alone).plan.stages[0].shares == ()
 
@@ -85,6 +87,34 @@ def test_a_pin_is_kept_by_changing_the_order_and_the_result_says_so(name):
     result = make_solver(name).solve(problem)
     assert result.plan.devices == ("b", "a")
     assert any("reordered" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("name", ["by_params", "pipedream", "ftpipehd", "dapple", "asteroid"])
+def test_pins_of_middle_layers_are_kept_too(name):
+    layers = [(1, 1)] * 4
+    problem = by_hand({"a": layers, "b": layers}, pins={1: "b", 2: "a"})
+    assert make_solver(name).solve(problem).plan.devices == ("b", "a")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_device_that_cannot_compile_gets_nothing(name):
+    layers = [(1, 1)] * 4
+    problem = by_hand({"a": layers, "b": layers}, memory={"a": 500, "b": 2000})
+    result = make_solver(name).solve(replace(problem, compile_peak_bytes=1000))
+    assert result.plan.all_devices == ("b",)
+
+
+@pytest.mark.parametrize("name", ["pipedream", "dapple", "asteroid"])
+def test_devices_without_a_link_of_their_own_do_not_share_a_stage(name):
+    # a - b - c: the three alike would share the one layer, but a and c cannot talk.
+    pairs = [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]
+    wires = [Link(source=a, target=b, bandwidth_bytes_per_s=1e6) for a, b in pairs]
+    layer = [(3, 3)]
+    crowd = {"a": layer, "b": layer, "c": layer}
+    chain = by_hand(crowd, rows=6, params=[1], share=True, rate=0.0, links=wires)
+    assert len(make_solver(name).solve(chain).plan.all_devices) < 3
+    whole = by_hand(crowd, rows=6, params=[1], share=True, rate=1e6)
+    assert len(make_solver(name).solve(whole).plan.all_devices) == 3
 
 
 @pytest.mark.parametrize("name", ["by_params", "pipedream", "ftpipehd", "dapple", "asteroid"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from hand_problems import by_hand, lengths
+import math
+from dataclasses import replace
 
-from crowdmesh_jax.errors import InvalidValueError
+import pytest
+from hand_problems import any_problem, by_hand, lengths
+
+from crowdmesh_jax.errors import InfeasibleError, InvalidValueError
 from crowdmesh_jax.solvers.partition.baselines.dapple import DappleSolver
 from crowdmesh_jax.solvers.partition.baselines.rounds import (
     Step,
@@ -105,3 +108,61 @@ def test_other_schedules_keep_their_own_depths():
 def test_an_unknown_policy_is_refused():
     with pytest.raises(InvalidValueError, match=r"CM-101.*policy.*'PC'"):
         DappleSolver(policy="PC")  # type: ignore[arg-type]
+
+
+def latency_s(problem, ends: list[int]) -> float:
+    """The round of stages that end there, one on each of the first devices."""
+    steps, first = [], 0
+    for place, end in enumerate(ends):
+        device = problem.allowed_devices[place]
+        seconds = problem.profile.layer_seconds(problem.crowd, device)[first:end]
+        steps.append(Step(sum(s.forward_s for s in seconds), sum(s.backward_s for s in seconds)))
+        if end < ends[-1]:
+            other = problem.allowed_devices[place + 1]
+            there, home = problem.crowd.link(device, other), problem.crowd.link(other, device)
+            if there is None or home is None:
+                return math.inf
+            down, back = problem.profile.cut_bytes(end)
+            steps.append(Step(there.transfer_s(down), home.transfer_s(back)))
+        first = end
+    return round_latency_s(steps, problem.microbatches)
+
+
+def planned_s(problem) -> float:
+    """DAPPLE's program written out: a prefix is kept by its round with the rest as last stage."""
+    layers, best = problem.num_layers, math.inf
+    kept: dict[int, list[int]] = {0: []}
+    most = min(len(problem.allowed_devices), layers, problem.max_stages or layers)
+    for stage in range(1, most + 1):
+        following: dict[int, tuple[float, list[int]]] = {}
+        for first, ends in sorted(kept.items()):
+            if stage >= problem.min_stages:
+                best = min(best, latency_s(problem, [*ends, layers]))
+            for end in range(first + 1, layers):
+                if stage == most:
+                    break
+                value = latency_s(problem, [*ends, end, layers])
+                if value < following.get(end, (math.inf, []))[0]:
+                    following[end] = value, [*ends, end]
+        kept = {end: ends for end, (_, ends) in following.items()}
+    return best
+
+
+def test_the_program_finds_the_rounds_that_it_would_find_written_out():
+    compared = longer = 0
+    for seed in range(250):
+        problem = any_problem(seed, max_layers=8, max_devices=5)
+        problem = replace(problem, share=False, recompute="never", pins={}, bans=())
+        try:
+            result = DappleSolver().solve(problem)
+        except InfeasibleError:
+            continue
+        if any("repaired" in note or "parts" in note for note in result.notes):
+            continue
+        expected = planned_s(problem)
+        found = latency_s(problem, [stage.last_layer + 1 for stage in result.plan.stages])
+        assert found == pytest.approx(expected), seed
+        compared += 1
+        longer += len(result.plan.stages) > 2
+    assert compared > 60
+    assert longer > 10
