@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import errors as errors
     from .core import Access as Access
     from .core import Backhaul as Backhaul
+    from .core import CoalitionStructure as CoalitionStructure
     from .core import Crowd as Crowd
     from .core import DefaultLink as DefaultLink
     from .core import Device as Device
@@ -76,8 +77,11 @@ if TYPE_CHECKING:
     from .runtime import launch as launch
     from .runtime import restore as restore
     from .runtime import train as train
+    from .solvers import CoalitionProblem as CoalitionProblem
+    from .solvers import CoalitionResult as CoalitionResult
     from .solvers import PartitionProblem as PartitionProblem
     from .solvers import PartitionResult as PartitionResult
+    from .solvers import form_coalitions as form_coalitions
     from .solvers import partition as partition
     from .solvers import solve as solve
 
@@ -101,7 +105,10 @@ _ROOM_NAMES = {
         "BestEvent CheckpointEvent Crew DeviceEvent Evaluation EvaluationEvent MeasuredEvent"
         " PhaseEvent StepEvent TrainResult launch restore train"
     ),
-    "solvers": "PartitionProblem PartitionResult partition solve",
+    "solvers": (
+        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult form_coalitions"
+        " partition solve"
+    ),
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}
 _MODULES = {

@@ -17,6 +17,7 @@
     │   ├── UnknownSolverError      CM-202  no solver of that name
     │   ├── InfeasibleError         CM-203  no assignment fits
     │   ├── SolverError             CM-204  the solver's backend failed
+    │   ├── InvalidCoalitionError   CM-205  groups that are not a partition of the crowd
     │   └── ScheduleError           CM-210  ops that are incomplete or deadlock
     ├── ProgramError                CM-3xx  stage programs
     │   ├── BundleError             CM-301  damaged, mismatched or of another version
@@ -130,6 +131,10 @@ class InfeasibleError(PlanError):
 
 class SolverError(PlanError):
     code = "CM-204"
+
+
+class InvalidCoalitionError(PlanError, ValueError):
+    code = "CM-205"
 
 
 class ScheduleError(PlanError, ValueError):

@@ -34,7 +34,7 @@ def test_help_teaches_by_example_and_loads_no_jax():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "heavy set()" in out.stdout
     for name in NAMES:
-        assert f"\n    {name} " in out.stdout
+        assert f"\n    {name} " in out.stdout or f"\n    {name}\n" in out.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -305,3 +305,21 @@ def test_a_plan_is_drawn_as_the_step_that_is_predicted(tmp_path, capsys):
     transfers = said["predicted"]["timeline"]["transfers"]
     assert len(drawn) == len(ops) + len(transfers)
     assert any("predicted (eager)" in text for text in texts)
+
+
+def test_coalitions_are_formed_compared_and_certified(tmp_path, capsys):
+    path = tmp_path / "crowd.toml"
+    assert main(["crowd", "campus", "--devices", "7", "-o", str(path)]) == 0
+    capsys.readouterr()
+    argv = ["coalitions", "--crowd", str(path), "--max-size", "4", "--compare", "grand,greedy"]
+    assert main([*argv, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    members = [device for group in said["structure"]["coalitions"] for device in group]
+    assert sorted(members) == sorted(device.id for device in Crowd.load(path).devices)
+    assert said["is_nash_stable"]
+    assert set(said["compared"]) == {"hedonic", "grand", "greedy"}
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "Nash-stable under 'marginal'" in told
+    assert "slowest round" in told
+    assert main(["coalitions", "--crowd", str(path), "--solver", "hedonik"]) == 2

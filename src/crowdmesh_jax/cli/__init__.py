@@ -1,4 +1,4 @@
-"""The command line: `crowdmesh demo | crowd | plan | profile | train | report | models | solvers`.
+"""The command line: `crowdmesh COMMAND`, from `demo` to `solvers`; `COMMANDS` has them all.
 
 Thin: each command parses, calls the library and renders. One module per command; this one only
 dispatches and turns errors into one line and an exit status:
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from .. import __version__
 from ..core.folders import cache_folder
 from ..errors import CrowdMeshError, InterruptedRunError
-from . import crowd, demo, models, plan, profile, report, solvers, train
+from . import coalitions, crowd, demo, models, plan, profile, report, solvers, train
 from .console import show_error
 
-COMMANDS = (demo, crowd, plan, profile, train, report, models, solvers)
+COMMANDS = (demo, crowd, coalitions, plan, profile, train, report, models, solvers)
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -29,6 +29,7 @@ _EPILOG = """\
 examples:
   crowdmesh demo                                   watch four unequal processes train digits
   crowdmesh crowd campus -o campus.toml            a realistic crowd, as a file
+  crowdmesh coalitions --crowd campus.toml         who would train together
   crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
   crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/
   crowdmesh report runs/NAME                       a page of what a run did

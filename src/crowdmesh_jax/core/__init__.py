@@ -3,6 +3,7 @@
 Pure Python. It loads no jax and no solver, so every process may import it.
 """
 
+from .coalition import CoalitionStructure
 from .cost import (
     Prediction,
     StagePrediction,
@@ -74,6 +75,7 @@ __all__ = [
     "COMPILE_PEAK_BYTES",
     "Access",
     "Backhaul",
+    "CoalitionStructure",
     "Crowd",
     "CutTimes",
     "DefaultLink",

@@ -2,6 +2,13 @@
 
 from .backends import available_backends
 from .check import check_plan, plan_faults
+from .coalition import (
+    CoalitionProblem,
+    CoalitionResult,
+    HedonicSolver,
+    coalition_solvers,
+    form_coalitions,
+)
 from .explain import explain
 from .partition import (
     EvenSolver,
@@ -15,8 +22,11 @@ from .problem import PartitionProblem, PartitionResult, PartitionSolver
 from .registry import make_solver, partition, solve, solvers
 
 __all__ = [
+    "CoalitionProblem",
+    "CoalitionResult",
     "EvenSolver",
     "ExhaustiveSolver",
+    "HedonicSolver",
     "IlpSolver",
     "PartitionProblem",
     "PartitionResult",
@@ -24,7 +34,9 @@ __all__ = [
     "SingleBestSolver",
     "available_backends",
     "check_plan",
+    "coalition_solvers",
     "explain",
+    "form_coalitions",
     "make_solver",
     "partition",
     "plan_faults",

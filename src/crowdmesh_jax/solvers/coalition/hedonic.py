@@ -1,0 +1,230 @@
+"""The coalition solver "hedonic": a game in which each device goes where it prefers to be.
+
+Problem: a structure in which no device gains by a single switch (Nash-stable), with a low potential
+
+    Phi = sum over coalitions K of  (n_K / n) [tau_K (1 + kappa delta_K^2) / tau_0]^p
+
+`tau_K` is the coalition's predicted round (`value.py`), `delta_K` its distance from the crowd's
+labels, `n_K / n` its share of the rows. Under the preference `marginal` a device's gain by a switch
+is the fall of Phi, so better response ends: each switch lowers Phi by more than epsilon, and there
+are finitely many structures. Pair swaps, merges and splits, which lower Phi as well, leave bad
+equilibria, and several starts find better ones. After any of them switches run again, so what is
+returned is stable.
+
+Variables: the member set of each coalition. Work: a pass is O(N k) switches for k coalitions, most
+of them spared by bounds; values are memoised by member set.
+
+Source: hedonic games and stability, Dreze and Greenberg 1980, Bogomolnaia and Jackson 2002 (known
+generally); the switch rule with a potential is the utilitarian order of Saad et al. (TMC 2011,
+known generally), with marginal utility as in this project's design.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ...core import CoalitionStructure, Crowd
+from ...errors import InfeasibleError, InvalidValueError
+from .baselines import (
+    EPSILON,
+    SAMPLE_ABOVE,
+    GreedySolver,
+    as_masks,
+    grand_masks,
+    mend,
+    random_groups,
+    singleton_masks,
+)
+from .certificate import certify
+from .game import Game
+from .preferences import Preference, Switch, make_preference
+from .problem import CoalitionProblem, CoalitionResult
+from .search import Observer, Search
+
+CERTIFIED = 64
+"""Devices whose deviations are looked at where there are more than `SAMPLE_ABOVE`."""
+FEW = 64
+"""Devices up to which every kind of start and move is tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HedonicSolver:
+    """Better response from several starts, as a `CoalitionSolver`."""
+
+    preference: str | Callable[[Switch], object] = "marginal"
+    starts: int = 4
+    """Structures to start from: greedy, singletons, the grand coalition, then random ones. Beyond
+    300 devices the first alone."""
+    repair: bool = True
+    """Whether swaps, merges and splits help after the switches; without them: the game alone."""
+    epsilon: float = EPSILON
+    """A move must gain more than this part of the potential."""
+    seed: int = 0
+    """Orders devices and makes random starts."""
+    observer: Observer | None = None
+    """Called for each accepted move of every start."""
+
+    def __post_init__(self) -> None:
+        if self.starts < 1:
+            raise InvalidValueError(f"starts must be >= 1, got {self.starts}")
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise InvalidValueError(f"epsilon must be finite and >= 0, got {self.epsilon}")
+        make_preference(self.preference)
+
+    def form(self, problem: CoalitionProblem) -> CoalitionResult:
+        """Answers a problem.
+
+        Raises:
+            InfeasibleError: No device can hold any layer, or no coalition the model.
+        """
+        started_s = time.monotonic()
+        game = Game(problem)
+        return self._best(game, self._starts(game), started_s)
+
+    def reform(
+        self, before: CoalitionResult, crowd: Crowd, *, hysteresis: float = 0.02
+    ) -> CoalitionResult:
+        """Forms coalitions anew after devices joined, left or changed, from where they stand.
+
+        Those who stay keep their coalition; newcomers go where Phi then rises least; then better
+        response runs, in which a move must gain more than `hysteresis` of the potential, so that a
+        small change of a link does not make everybody move. With 0 the result is a stable
+        structure of the new crowd; else it is stable up to that gain, and its certificate says so.
+
+        Args:
+            hysteresis: Share of the potential that a move must gain while the crowd re-forms.
+
+        Raises:
+            InvalidValueError: `hysteresis` is not in [0, 1).
+        """
+        if not 0 <= hysteresis < 1:
+            raise InvalidValueError(f"hysteresis must lie in [0, 1), got {hysteresis}")
+        started_s = time.monotonic()
+        game = Game(replace(before.problem, crowd=crowd))
+        masks = placed(game, before.structure)
+        floor = hysteresis * game.potential(masks).phi
+        sluggish = replace(self, epsilon=max(self.epsilon, floor), starts=1)
+        return sluggish._best(game, [masks], started_s)
+
+    def _starts(self, game: Game) -> list[Sequence[int]]:
+        found: list[Sequence[int]] = [GreedySolver(seed=self.seed).masks(game)]
+        if game.count > SAMPLE_ABOVE:
+            return found
+        found += [singleton_masks(game), grand_masks(game)]
+        rng = random.Random(f"starts {self.seed}")
+        while len(found) < self.starts:
+            count = rng.randint(1, max(1, game.count // 2))
+            groups = random_groups(game, max(count, -(-game.count // game.problem.size_limit)), rng)
+            found.append(mend(game, as_masks(groups)))
+        return found[: self.starts]
+
+    def _best(
+        self, game: Game, starts: Iterable[Sequence[int]], started_s: float
+    ) -> CoalitionResult:
+        name, preference = make_preference(self.preference)
+        best: Search | None = None
+        rounds = switches = 0
+        for number, masks in enumerate(starts):
+            search = self._descend(game, masks, preference, number)
+            rounds, switches = rounds + search.passes, switches + search.moves
+            if best is None or game.potential(search.masks) < game.potential(best.masks):
+                best = search
+        assert best is not None
+        check_feasible(game, best.masks)
+        structure = game.structure(best.masks)
+        ordered = game.masks(structure)
+        certificate = certify(
+            game,
+            ordered,
+            name=name,
+            preference=preference,
+            epsilon=self.epsilon,
+            sample=CERTIFIED if game.count > SAMPLE_ABOVE else None,
+            seed=self.seed,
+        )
+        notes = []
+        if best.is_cut_short:
+            notes.append("ended by the bound on passes, not by stability")
+        if not best.has_potential:
+            notes.append(f"preference {name!r} has no potential: ended by the history rule")
+        unheld = [mask for mask in ordered if game.entry(mask).rated.missing > 0]
+        if unheld:
+            count = sum(mask.bit_count() for mask in unheld)
+            notes.append(f"{count} devices are in coalitions that cannot hold the model")
+        return CoalitionResult(
+            structure=structure,
+            values=tuple(game.valued(mask) for mask in ordered),
+            problem=game.problem,
+            potential=game.potential(ordered),
+            certificate=certificate,
+            rounds=rounds,
+            switches=switches,
+            evaluations=game.evaluations,
+            solve_s=time.monotonic() - started_s,
+            solver="hedonic",
+            notes=tuple(notes),
+        )
+
+    def _descend(
+        self, game: Game, masks: Sequence[int], preference: Preference, number: int
+    ) -> Search:
+        search = Search(
+            game,
+            masks,
+            preference=preference,
+            epsilon=self.epsilon,
+            rng=random.Random(f"hedonic {self.seed} {number}"),
+            observer=self.observer,
+        )
+        large = game.count > SAMPLE_ABOVE
+        search.descend(
+            swaps=self.repair and not large, merges=self.repair, splits=self.repair and not large
+        )
+        return search
+
+
+def placed(game: Game, structure: CoalitionStructure) -> list[int]:
+    """A former structure in the game's crowd: who left is gone, newcomers where Phi rises least."""
+    index = game.facts.index
+    masks = [
+        sum(1 << index[device] for device in members if device in index)
+        for members in structure.coalitions
+    ]
+    masks = [mask for mask in masks if mask]
+    known = 0
+    for mask in masks:
+        known |= mask
+    for device in range(game.count):
+        bit = 1 << device
+        if known & bit:
+            continue
+        room = [mask for mask in masks if mask.bit_count() < game.problem.size_limit]
+        game.rate([bit, *(mask | bit for mask in room)])
+        ranked = [(game.cost(mask | bit) - game.cost(mask), mask) for mask in room]
+        _, chosen = min([*ranked, (game.cost(bit), 0)])
+        masks = [mask for mask in masks if mask != chosen] + [chosen | bit]
+    return mend(game, masks)
+
+
+def check_feasible(game: Game, masks: Sequence[int]) -> None:
+    """Refuses structures in which nobody holds the model, if the whole crowd cannot either.
+
+    Raises:
+        InfeasibleError: No coalition of the crowd can hold the model.
+    """
+    if not game.holds_with(masks) and not game.holds_with(grand_masks(game)):
+        size = game.problem.size_limit
+        bound = "" if size >= game.count else f" of at most {size} devices (max_size)"
+        raise InfeasibleError(
+            f"no coalition{bound} can hold the model\n"
+            f"  devices  {game.count}, {sum(d.memory_bytes for d in game.facts.devices) / 1e9:.1f}"
+            " GB together\n"
+            "  try      recompute='auto', fewer rows per microbatch, a larger max_size"
+        )
+
+
+__all__ = ["HedonicSolver", "check_feasible", "placed"]
