@@ -87,8 +87,8 @@ if TYPE_CHECKING:
 
 _ROOM_NAMES = {
     "core": (
-        "Access Backhaul Crowd DefaultLink Device LayerProfile LayerSeconds Link ModelProfile"
-        " PipelinePlan Prediction Share Stage"
+        "Access Backhaul CoalitionStructure Crowd DefaultLink Device LayerProfile LayerSeconds"
+        " Link ModelProfile PipelinePlan Prediction Share Stage"
     ),
     "data": (
         "ArraySource Clips DataSource TextSource Vocabulary check_labels cut_windows digits"
