@@ -59,7 +59,7 @@ def profiled(name: str) -> ModelProfile:
 
 
 def answer(problem: PartitionProblem, solver: str, **options: Any) -> tuple[float, float]:
-    """(step seconds, solving seconds); infinite where the solver finds nothing."""
+    """(step seconds, solving seconds); infinite (in results: null) where none was found."""
     started_s = time.perf_counter()
     try:
         step_s = cm.solve(problem, solver=solver, **options).predicted.step_s
@@ -107,7 +107,12 @@ def main() -> None:
         list(figures(rows)),
         quick=options.quick,
         settings={"devices": DEVICES, "rows": ROWS, "microbatches": MICROBATCHES, "seeds": seeds},
-        details={"instances": rows},
+        details={
+            "instances": [
+                {key: None if value == float("inf") else value for key, value in row.items()}
+                for row in rows
+            ]
+        },
     )
 
 
