@@ -86,6 +86,7 @@ def test_models_shows_those_that_are_named(capsys):
 def test_solvers_lists_solvers_and_backends(capsys):
     (told,) = _lines(capsys, "solvers", "--json")
     assert {"ilp", "even", "exhaustive"} <= set(told["solvers"])
+    assert {"hedonic", "greedy", "exhaustive"} <= set(told["coalition_solvers"])
     assert "highs" in told["backends"]
     assert main(["solvers"]) == 0
     assert "backends of ilp: highs" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`crowdmesh solvers`: the partition solvers and the MIP backends found on this machine."""
+"""`crowdmesh solvers`: partition and coalition solvers, and the MIP backends found here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from .console import print_json, print_table
 
-HELP = "list the partition solvers and the backends found on this machine"
+HELP = "list the solvers and the backends found on this machine"
 EXAMPLES = """\
 examples:
   crowdmesh solvers
@@ -20,11 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints one row per solver, then the backends."""
-    from ..solvers import available_backends, solvers
+    from ..solvers import available_backends, coalition_solvers, solvers
 
-    found, backends = solvers(), available_backends()
+    found, backends, grouping = solvers(), available_backends(), coalition_solvers()
     if arguments.json:
-        print_json({"solvers": dict(found), "backends": list(backends)})
+        print_json(
+            {
+                "solvers": dict(found),
+                "coalition_solvers": dict(grouping),
+                "backends": list(backends),
+            }
+        )
         return
-    print_table(("solver", "what it does"), found.items())
+    print_table(("solver", "who runs which layers"), found.items())
+    print_table(("coalition solver", "who trains together"), grouping.items())
     print(f"backends of ilp: {', '.join(backends)}")
