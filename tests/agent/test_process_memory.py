@@ -83,10 +83,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @linux
 def test_arrays_that_come_again_each_step_are_not_faulted_in_anew():
-    """80 MB that 20 blocks of 4 MB need are 20,480 pages; mapped apart, each is a fault."""
-    assert run(FAULTS.format(tamed=True, mb=4)) < 2_000
-    mapped = "glibc.malloc.mmap_threshold=1048576"
-    assert run(FAULTS.format(tamed=False, mb=4), GLIBC_TUNABLES=mapped) > 15_000
+    """20 MB that 20 blocks of 1 MB need are 5,120 pages; mapped apart, each is a fault."""
+    assert run(FAULTS.format(tamed=True, mb=1)) < 1_000
+    mapped = "glibc.malloc.mmap_threshold=524288"
+    assert run(FAULTS.format(tamed=False, mb=1), GLIBC_TUNABLES=mapped) > 4_000
 
 
 REUSES = """
