@@ -129,6 +129,12 @@ def figures(rows: list[dict[str, Any]]) -> Iterator[Figure]:
             gains = [min(row[key] for key in chosen) / row[f"own: {own}"] for row in of]
             asked = {"at_least": 1.05} if not preset and own == "hybrid" else {}
             yield figure(f"best rival / {own} ({words}), {preset or 'all'}", gains, **asked)
+    # What `auto` with `also` naming hybrid and all rivals returns: the best plan of them.
+    gains = [
+        min(row[key] for key in rivals) / min(row["own: hybrid"], *(row[key] for key in rivals))
+        for row in rows
+    ]
+    yield figure("best rival / portfolio of hybrid and all rivals", gains, at_least=1.0)
     for model in dict.fromkeys(row["model"] for row in rows):
         of = [row for row in rows if row["model"] == model]
         gains = [min(row[key] for key in rivals) / row["own: hybrid"] for row in of]
