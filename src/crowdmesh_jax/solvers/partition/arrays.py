@@ -7,9 +7,9 @@ import numpy as np
 from .tables import Tables
 
 
-def table_work(tables: Tables) -> float:
-    """Steps that a table over (device set, cut, device) takes."""
-    devices = len(tables.devices)
+def table_work(tables: Tables, devices: int | None = None) -> float:
+    """Steps that a table over (device set, cut, device) takes, for all devices or so many."""
+    devices = len(tables.devices) if devices is None else devices
     return 2.0**devices * devices * tables.num_layers**2
 
 

@@ -2,7 +2,8 @@
 
 - Schedule "eager": the search of solver `eager`, stopped in time.
 - Others: local optima and single devices, then the dynamic program of solver `dp` where its tables
-  are small enough; if it ends in time, the plan is proven. The exact timeline ranks what was found.
+  are small enough; if it ends in time, the plan is proven. Else it runs over the most promising
+  devices (`few`). The exact timeline ranks what was found.
 - `also`: further solvers by name, baselines say; the best plan of all is returned, so none of them
   is better. They take the time that they take.
 
@@ -22,16 +23,17 @@ from .arrays import table_work
 from .bounds import MOST_DEVICES
 from .dp import Labels
 from .eager import solve_by_depths
+from .few import chains_of_few
 from .finish import finish
 from .infeasible import infeasible
 from .search import good_chains, single_chains
 from .tables import Tables
 
-_SEARCH_SHARE = 0.6
+_SEARCH_SHARE = 0.75
 """Of the budget; the rest is for ranking, checks and who is left out."""
 _SLACK, _CHAINS = 0.15, 48
 """Runners-up by the closed form that the exact timeline ranks: so much dearer, so many."""
-_TABLE_WORK = 2e7
+_TABLE_WORK = 3e7
 """Steps of the dynamic program's tables that fit into a second or so."""
 
 
@@ -108,6 +110,8 @@ def _solve_by_chains(problem: PartitionProblem, until_s: float, end_s: float) ->
             more = Labels(tables, until_s, list(chains), slack=_SLACK, most=_CHAINS)
             more.run()
             chains = more.chains
+    elif chains:
+        chains = chains + chains_of_few(tables, chains, until_s, work=_TABLE_WORK)
     if not chains:
         raise infeasible(problem, lambda relaxed: bool(good_chains(relaxed)))
     return finish(

@@ -20,12 +20,12 @@ exact timeline decides among them, and in the end on a few in flight more or les
 
 Search: with depths at will, links are hidden, and R_0 + (M - 1) max(slowest stage, busiest link)
 stands for the step. The chains that are best by it and by the closed form of the fixed rule,
-exactly (`dp`), are the starts where sets are few enough, with local optima of both, min-max cuts of
-a few device orders and each device alone. From the best of them, the best of all small moves (shift
-a cut; swap, replace, insert or drop a device) is taken until none helps; the exact timeline judges
-each, with depths as above, unless max(R_0, M x slowest) already is above the best step. Under
-recompute "auto", stages that memory holds back are tried recomputed. Work: moves are O(S^2 + S D),
-a timeline O(S M). It proves nothing.
+exactly (`dp`, over as many devices as the time allows), are the starts, with local optima of
+both, min-max cuts of a few device orders and each device alone. From the best of them, the best
+of all small moves (shift a cut; swap, replace, insert or drop a device) is taken until none
+helps; the exact timeline judges each, with depths as above, unless max(R_0, M x slowest) already
+is above the best step. Under recompute "auto", stages that memory holds back are tried
+recomputed. Work: moves are O(S^2 + S D), a timeline O(S M). It proves nothing.
 
 Source: this project. Latency-aware depth was measured against fixed ones in an event simulation
 of ours: 7-33 % where a transfer nears the cycle or latency exceeds it.
@@ -52,9 +52,10 @@ from ...core import (
 from ...errors import InvalidValueError
 from ..check import check_plan
 from ..problem import PartitionProblem, PartitionResult
-from .arrays import Costs, table_work
+from .arrays import Costs
 from .bounds import MOST_DEVICES
 from .dp import Labels
+from .few import chains_of_few
 from .finish import left_out
 from .infeasible import infeasible
 from .search import cut_order, good_chains, neighbours, orders, single_chains
@@ -64,11 +65,11 @@ _STRETCHES = (1.0, 1.1)
 """Periods to try depths for, as multiples of the least one."""
 _NEAR = 1.02
 """A move that is worse than that with one rule for depths is not tried with others."""
-_STARTS = 6
+_STARTS = 12
 _TABLE_WORK = 2.5e7
-"""Of the dynamic program's tables, in steps; beyond it the moves alone use the time better."""
-_CHAINS = 24
-_SLACK = 0.03
+"""Of the dynamic program's tables, in steps."""
+_CHAINS = 64
+_SLACK = 0.1
 """Chains of the dynamic program that are looked at: so many, and so much above its best."""
 _MOVES = 40
 
@@ -195,16 +196,19 @@ class DepthSearch:
         costs = Costs(tables)
         made = [cut_order(costs, order) for order in orders(tables)]
         good = [chain for _, chain in good_chains(tables)] + single_chains(tables)
-        fixed = Tables(self.problem)
+        fixed = Tables(self.problem, like=tables)
         rule = [chain for _, chain in good_chains(fixed)] + single_chains(fixed)
         made += good + rule
-        if len(tables.devices) <= MOST_DEVICES:
-            half_s = (time.monotonic() + self.until_s) / 2
-            for which, known in ((tables, good), (fixed, rule)):
-                if table_work(which) <= _TABLE_WORK or (which is tables and not good):
-                    labels = Labels(which, half_s, list(known), slack=_SLACK, most=_CHAINS)
-                    labels.run()
-                    made += labels.chains
+        half_s = (time.monotonic() + self.until_s) / 2
+        for which, known in ((tables, good), (fixed, rule)):
+            if known:
+                made += chains_of_few(
+                    which, known, half_s, work=_TABLE_WORK, slack=_SLACK, most=_CHAINS
+                )
+            elif which is tables and len(tables.devices) <= MOST_DEVICES:
+                labels = Labels(which, half_s, [], slack=_SLACK, most=_CHAINS)
+                labels.run()
+                made += labels.chains
         for plan in plans:
             known = [tables.devices.index(stage.device) for stage in plan.stages]
             ends = [stage.last_layer + 1 for stage in plan.stages]

@@ -76,6 +76,8 @@ class Tables:
     Args:
         ignore_memory, ignore_links, ignore_rules: Relaxations, by which an infeasible problem is
             explained: every device holds anything, every pair is linked, no pins, bans or counts.
+        like: Tables of the same problem but for its devices or schedule, whose memory lines hold
+            here, too.
     """
 
     has_windows = True
@@ -88,6 +90,7 @@ class Tables:
         ignore_memory: bool = False,
         ignore_links: bool = False,
         ignore_rules: bool = False,
+        like: Tables | None = None,
     ) -> None:
         self.problem = problem
         self.num_layers = problem.num_layers
@@ -110,7 +113,7 @@ class Tables:
         self._ignore_memory = ignore_memory
         self._ignore_links = ignore_links
         self._ignore_rules = ignore_rules
-        self._memory = self._memory_lines()
+        self._memory = self._memory_lines() if like is None else like._memory
         self._updates: list[list[float]] = []
         """Per device, update seconds of the layers before each layer."""
         self._segments = self._build_segments()

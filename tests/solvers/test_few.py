@@ -1,0 +1,78 @@
+"""The dynamic program over the most promising devices of a crowd that is too large for all."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+from partition_problems import random_crowd, random_profile
+
+from crowdmesh_jax.solvers import PartitionProblem
+from crowdmesh_jax.solvers.partition.arrays import table_work
+from crowdmesh_jax.solvers.partition.dp import Labels
+from crowdmesh_jax.solvers.partition.few import chains_of_few, promising
+from crowdmesh_jax.solvers.partition.search import single_chains
+from crowdmesh_jax.solvers.partition.tables import Tables
+
+DEVICES = [f"d{index}" for index in range(6)]
+
+
+def problem(seed: int, **more) -> PartitionProblem:
+    rng = random.Random(seed)
+    return PartitionProblem(
+        profile=random_profile(rng, DEVICES, 7),
+        crowd=random_crowd(rng, DEVICES, 7),
+        compile_peak_bytes=0,
+        **more,
+    )
+
+
+def found(tables: Tables, work: float, until_s: float = math.inf) -> float:
+    singles = single_chains(tables)
+    chains = chains_of_few(tables, singles, until_s, work=work)
+    return min(map(tables.cost_s, [*singles, *chains]), default=math.inf)
+
+
+def test_with_room_for_all_it_finds_the_best_chain():
+    compared = 0
+    for seed in range(20):
+        tables = Tables(problem(seed))
+        if single_chains(tables):
+            labels = Labels(tables, math.inf, [])
+            labels.run()
+            assert found(tables, math.inf) == labels.best_s
+            compared += 1
+    assert compared > 10
+
+
+def test_with_room_for_few_its_chains_are_chains_of_the_whole_problem():
+    better = 0
+    for seed in range(20):
+        tables = Tables(problem(seed))
+        singles = single_chains(tables)
+        for chain in chains_of_few(tables, singles, math.inf, work=table_work(tables, 3)):
+            cuts = [(segment.device, segment.end) for segment in chain]
+            assert tables.chain(cuts) == chain
+            assert len({device for device, _ in cuts}) <= 3
+            better += tables.cost_s(chain) < min(map(tables.cost_s, singles))
+    assert better > 5
+
+
+def test_devices_that_must_be_and_those_of_good_chains_come_first():
+    asked = problem(3, requires=("d5",), pins={0: "d4"})
+    tables = Tables(asked)
+    assert {4, 5} <= set(promising(tables, [], 2))
+    free = Tables(problem(3))
+    best = min(single_chains(free), key=free.cost_s)
+    assert best[0].device in promising(free, [best], 1)
+
+
+def test_no_time_means_no_search():
+    assert chains_of_few(Tables(problem(1)), [], time.monotonic() - 1, work=1e9) == []
+
+
+def test_memory_lines_are_those_of_the_tables_they_are_taken_from():
+    one = Tables(problem(2))
+    other = Tables(problem(2), like=one)
+    assert other.segments == one.segments
