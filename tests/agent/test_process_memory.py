@@ -69,7 +69,7 @@ from crowdmesh_jax.agent.memory import return_freed_memory
 if {tamed}: return_freed_memory()
 import resource, threading
 def step():
-    blocks = [b"x" * ({mb} * 2**20) for _ in range(4)]  # numpy asks for large pages itself
+    blocks = [b"x" * int({mb} * 2**20) for _ in range(4)]  # numpy asks for large pages itself
 def steps(count):
     thread = threading.Thread(target=lambda: [step() for _ in range(count)])
     thread.start()
@@ -83,10 +83,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @linux
 def test_arrays_that_come_again_each_step_are_not_faulted_in_anew():
-    """20 MB that 20 blocks of 1 MB need are 5,120 pages; mapped apart, each is a fault."""
-    assert run(FAULTS.format(tamed=True, mb=1)) < 1_000
-    mapped = "glibc.malloc.mmap_threshold=524288"
-    assert run(FAULTS.format(tamed=False, mb=1), GLIBC_TUNABLES=mapped) > 4_000
+    """10 MB that 20 blocks of half a MB need are 2,560 pages; mapped apart, each is a fault."""
+    assert run(FAULTS.format(tamed=True, mb=0.5)) < 500
+    mapped = "glibc.malloc.mmap_threshold=262144"
+    assert run(FAULTS.format(tamed=False, mb=0.5), GLIBC_TUNABLES=mapped) > 2_000
 
 
 REUSES = """

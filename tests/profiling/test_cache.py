@@ -21,7 +21,7 @@ from crowdmesh_jax.profiling import (
 from crowdmesh_jax.profiling.cache import FILE_NAME, LayerMeasure, load_calibration
 
 CROWD = Crowd.local((1.0, 0.5))
-ONE = LayerMeasure(forward_s=0.5, backward_s=1.0, temp_bytes=7)
+ONE = LayerMeasure(forward_s=0.5, backward_s=1.0, temp_bytes=7, ops=3)
 
 
 @pytest.fixture
@@ -102,7 +102,10 @@ def test_a_cache_of_another_machine_is_refused_and_measured_anew(
     assert ProfileCache.load(tmp_path / FILE_NAME).path.exists(), "it is ours now"
 
 
-GOOD = {"format_version": 1, "layers": {"k": {"forward_s": 1, "backward_s": 1, "temp_bytes": 1}}}
+GOOD = {
+    "format_version": 2,
+    "layers": {"k": {"forward_s": 1, "backward_s": 1, "temp_bytes": 1, "ops": 1}},
+}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ GOOD = {"format_version": 1, "layers": {"k": {"forward_s": 1, "backward_s": 1, "
         ('{"layers": {"k', "no JSON"),
         ("[" * 100_000, "no JSON"),
         ("[]", "no table of layers"),
-        (json.dumps({**GOOD, "format_version": 2}), "format version 2"),
+        (json.dumps({**GOOD, "format_version": 1}), "format version 1"),
         (json.dumps({**GOOD, "machine": 5}), "there    5"),
         (json.dumps({**GOOD, "layers": {"k": {"forward_s": 1}}}), "layer k has not forward_s"),
         (json.dumps(GOOD).replace('"forward_s": 1', '"forward_s": NaN'), "forward_s is nan"),

@@ -10,18 +10,23 @@ import pytest
 from flax import linen as nn
 
 from crowdmesh_jax.core import Crowd, DeviceId, Stage, stage_memory
+from crowdmesh_jax.core.memory import PROGRAM_OP_BYTES
 from crowdmesh_jax.model import Layer, StagedModel, TrainingJob, losses
 from crowdmesh_jax.profiling import profile
-from crowdmesh_jax.profiling.compiled import temp_bytes
+from crowdmesh_jax.profiling.compiled import instructions, temp_bytes
 
 ROWS, WIDTH, FLOAT = 8, 256, 4
 CROWD = Crowd.local()
 
 
 def made(layers, optimizer=None, **options):
-    model = StagedModel.from_linen(layers)
     x = np.zeros((ROWS, WIDTH), np.float32)
-    job = TrainingJob(model, losses.mean_squared_error, optimizer or optax.sgd(0.1), ROWS)
+    return made_of(layers, x, optimizer, **options)
+
+
+def made_of(layers, x, optimizer=None, **options):
+    model = StagedModel.from_linen(layers)
+    job = TrainingJob(model, losses.mean_squared_error, optimizer or optax.sgd(0.1), len(x))
     return profile(job, CROWD, (x, x), **options)
 
 
@@ -107,3 +112,30 @@ def test_a_borrowed_parameter_counts_where_its_owner_is_not():
     assert apart.credit_bytes == 2 * 2 * boundary + weight
     assert parts(0, 0, 0, 2).credit_bytes == 2 * 2 * boundary + weight, "what it lends travels too"
     assert parts(1, 1, 1, 3).credit_bytes == 2 * 4 * boundary
+
+
+def test_programs_of_many_instructions_hold_more_than_those_of_few():
+    one = made([nn.Dense(WIDTH)], memory=True)
+    convolutions = [nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=True), nn.relu]
+    image = np.zeros((2, 8, 8, 8), np.float32)
+    many = made_of([*convolutions * 4], image, memory=True)
+    guessed = made_of([*convolutions * 4], image)
+
+    def held(found):
+        stage = Stage(device=DeviceId("d"), first_layer=0, last_layer=len(found.layers) - 1)
+        memory = stage_memory(found, stage, stage_index=0, num_stages=1, in_flight=1)
+        assert memory.program_bytes == PROGRAM_OP_BYTES * sum(la.program_ops for la in found.layers)
+        return memory.program_bytes
+
+    assert held(many) > 4 * held(one) > 0
+    assert held(guessed) == pytest.approx(held(many), rel=0.6)
+
+
+def test_instructions_are_counted_where_the_program_begins():
+    def chain(x):
+        for _ in range(5):
+            x = jnp.sin(x @ x)
+        return x
+
+    small = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    assert 5 < instructions(jax.jit(chain).lower(small).compile()) < 25

@@ -55,7 +55,10 @@ def test_predicted_shares_add_up_and_leave_no_more_time_than_evaluate_does(case)
         assert min(parts.values()) >= 0
         assert sum(parts.values()) == pytest.approx(1.0)
         work_s = plan.microbatches * prediction.stages[index].compute_s
-        assert parts["compute"] == pytest.approx(work_s / timeline.step_s, rel=1e-6)
+        # A late update of the step before covers the first op, which in truth then starts later.
+        covered_s = prediction.stages[index].update_s if index else 0.0
+        least, most = (seconds / timeline.step_s for seconds in (work_s - covered_s, work_s))
+        assert least * (1 - 1e-6) <= parts["compute"] <= most * (1 + 1e-6)
         idle = parts["link"] + parts["bubble"] + parts["ready"]
         # A late update of the step before may reach into this one's first op, where evaluate would
         # shift it; so at most, and nearly always exactly, what evaluate leaves.

@@ -57,6 +57,7 @@ def test_the_table_tells_of_each_device_that_reported(made):
         peak_bytes=400,
         step_temp_bytes=50,
         update_temp_bytes=0,
+        program_ops=0,
     )
     table = memory_table(plan, manifests, {"b": report})
     needs = stage_memory(manifests[1], in_flight=1, step_temp_bytes=50, update_temp_bytes=0)

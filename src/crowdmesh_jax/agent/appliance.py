@@ -503,6 +503,7 @@ class Appliance:
             "peak_bytes": use.peak_bytes,
             "step_temp_bytes": step_bytes,
             "update_temp_bytes": update_bytes,
+            "program_ops": self._stage.worker.loaded.ops,
         }
 
     def _unload(self) -> None:

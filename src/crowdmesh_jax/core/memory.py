@@ -18,10 +18,14 @@ from .profile import LayerProfile, ModelProfile
 COMPILE_PEAK_BYTES = 400_000_000
 """Measured: compiling a stage's programs peaks at 0.3-0.7 GB, nearly whatever the stage."""
 
-RUNTIME_BYTES = 80_000_000
+RUNTIME_BYTES = 65_000_000
 """What an agent holds above an idle one as soon as it runs anything: the compiler's pages and
 tables, threads' buffers. Measured (`benchmarks/memory.py`); a device's `memory_bytes` is what is
 left after it."""
+
+PROGRAM_OP_BYTES = 85_000
+"""What a compiled program holds per instruction that it calls (kernels, buffer tables, names).
+Measured: 110 MB for three blocks of MobileNetV2, 15 MB for as many of a perceptron."""
 
 CREDITS = 2
 """Frames per cut and direction that may wait in a buffer: one used, one on its way."""
@@ -51,6 +55,8 @@ class MemoryBreakdown:
     working_bytes: int = 0
     """What programs need while they run, beyond their inputs and results. An update runs when no
     microbatch is in flight, so its need counts only as far as it exceeds the stash."""
+    program_bytes: int = 0
+    """What the compiled programs themselves hold."""
     compile_peak_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +79,7 @@ class MemoryBreakdown:
             + self.log_bytes
             + self.hosted_bytes
             + self.working_bytes
+            + self.program_bytes
         )
 
     @property
@@ -172,5 +179,6 @@ def stage_memory(
         log_bytes=log_steps * profile.microbatches * sent_bytes,
         hosted_bytes=hosted_bytes,
         working_bytes=max(temp_bytes, update_temp_bytes - stash_bytes),
+        program_bytes=PROGRAM_OP_BYTES * sum(layer.program_ops for layer in layers),
         compile_peak_bytes=compile_peak_bytes,
     )

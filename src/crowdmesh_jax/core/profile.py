@@ -36,6 +36,8 @@ class LayerProfile:
     """What a stage needs while it runs this layer, beyond what it keeps: one layer at a time."""
     update_temp_bytes: int = 0
     """The layer's part of what the update needs while it runs."""
+    program_ops: int = 0
+    """Instructions that its compiled programs call one after another: forward, backward, update."""
     borrows: tuple[tuple[str, int], ...] = ()
     """(owner layer, bytes) of each parameter that another layer lends."""
 
@@ -43,7 +45,7 @@ class LayerProfile:
         for name in (
             "forward_flops", "backward_flops", "parameter_bytes", "optimizer_bytes",
             "state_bytes", "output_bytes", "gradient_bytes", "residual_bytes", "parameter_count",
-            "temp_bytes", "update_temp_bytes",
+            "temp_bytes", "update_temp_bytes", "program_ops",
         ):  # fmt: skip
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -25,7 +25,7 @@ from .roofline import Calibration
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "layers.json"
 CALIBRATION_NAME = "machine.json"
 
@@ -37,6 +37,8 @@ class LayerMeasure:
     forward_s: float
     backward_s: float
     temp_bytes: int
+    ops: int
+    """Instructions of its compiled programs."""
 
 
 def machine_identity() -> dict[str, str]:

@@ -56,6 +56,11 @@ class LayerPrograms:
         return None if self.lowered_backward is None else self.lowered_backward.compile()
 
     @cached_property
+    def ops(self) -> int:
+        """See `instructions`."""
+        return instructions(self.forward) + (instructions(self.backward) if self.backward else 0)
+
+    @cached_property
     def temp_bytes(self) -> int:
         """What a stage needs while it runs this layer, beyond what it keeps anyway.
 
@@ -69,6 +74,13 @@ class LayerPrograms:
         dy, *_ = self.trace.forward_outputs
         beside = size_bytes((params, chosen, dy))
         return max(forward_bytes, temp_bytes(self.backward) + beside)
+
+
+def instructions(compiled: Any) -> int:
+    """Instructions that a compiled program calls one after another: kernels, calls, copies."""
+    text = compiled.as_text()
+    entry = text[text.rfind("\nENTRY ") + 1 :]
+    return entry.count(" = ")
 
 
 def temp_bytes(compiled: Any) -> int:
@@ -110,6 +122,11 @@ class UpdateProgram:
     @cached_property
     def compiled(self) -> Any:
         return self.lowered.compile()
+
+    @cached_property
+    def ops(self) -> int:
+        """See `instructions`."""
+        return instructions(self.compiled)
 
     @cached_property
     def temp_bytes(self) -> int:

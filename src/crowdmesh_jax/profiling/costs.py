@@ -32,6 +32,8 @@ class LayerCosts:
 
     forward_flops: float
     backward_flops: float
+    equations: int
+    """Of both traced programs."""
     own_residual_bytes: int
     """Kept for backward: made by the layer from data, other than its input."""
     kept_outputs: tuple[bool, ...]
@@ -138,11 +140,13 @@ class Counter:
         params, chosen, *_ = trace.forward_inputs
         if not (jax.tree.leaves(params) or chosen):
             nothing = (False,) * len(y_active), (False,) * len(x_active)
-            return LayerCosts(forward_flops, 0.0, 0, *nothing)
+            return LayerCosts(forward_flops, 0.0, equations(trace.closed.jaxpr), 0, *nothing)
         dy, _, vjp = trace.forward_outputs
-        backward_flops = self.flops(jax.make_jaxpr(trace.backward)(vjp, dy))
+        backward = jax.make_jaxpr(trace.backward)(vjp, dy)
+        backward_flops = self.flops(backward)
+        count = equations(trace.closed.jaxpr) + equations(backward.jaxpr)
         kept, kept_outputs, reads_input = _residuals(trace, x_active, y_active)
-        return LayerCosts(forward_flops, backward_flops, kept, kept_outputs, reads_input)
+        return LayerCosts(forward_flops, backward_flops, count, kept, kept_outputs, reads_input)
 
     def flops(self, closed: core.ClosedJaxpr) -> float:
         """Operations of a program; a scan's body counts once for each of its turns."""
@@ -179,6 +183,14 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[tuple[core.ClosedJaxpr, int]]:
             continue
         for inner in core.jaxprs_in_params(equation.params):
             yield from _scans(inner)
+
+
+def equations(jaxpr: core.Jaxpr) -> int:
+    """Equations of a program, those of programs within it included."""
+    return sum(
+        sum(map(equations, inner)) if (inner := list(core.jaxprs_in_params(equation.params))) else 1
+        for equation in jaxpr.eqns
+    )
 
 
 def _residuals(

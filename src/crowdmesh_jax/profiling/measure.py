@@ -127,15 +127,25 @@ def crowd_with_calibration(crowd: Crowd, flops_per_s: float) -> Crowd:
     return dataclasses.replace(crowd, devices=devices)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledNeeds:
+    """What compiled programs take beside their arrays, in the order of the layers."""
+
+    temp_bytes: tuple[int, ...]
+    """See `LayerProfile.temp_bytes`."""
+    ops: tuple[int, ...]
+    """Instructions of forward and backward."""
+    update_temp_bytes: int
+    """Of the whole model's update."""
+    update_ops: int
+
+
 @dataclass(frozen=True, slots=True)
 class MeasuredLayers:
     """What this machine found of a model, in the order of its layers."""
 
     seconds: tuple[LayerSeconds, ...]
-    temp_bytes: tuple[int, ...]
-    """See `LayerProfile.temp_bytes`."""
-    update_temp_bytes: int
-    """Of the whole model's update."""
+    needs: CompiledNeeds
 
 
 def measure_layers(
@@ -168,7 +178,9 @@ def measure_layers(
     measure = cache.get(update.key)
     if measure is None:
         run_s = _time_update(update, seconds_per_layer)
-        measure = LayerMeasure(forward_s=run_s, backward_s=0.0, temp_bytes=update.temp_bytes)
+        measure = LayerMeasure(
+            forward_s=run_s, backward_s=0.0, temp_bytes=update.temp_bytes, ops=update.ops
+        )
         cache.put(update.key, measure)
     if cache_dir is not None:
         cache.save()
@@ -182,21 +194,30 @@ def measure_layers(
             )
             for each, row in zip(found, specs.layers, strict=True)
         ),
-        temp_bytes=tuple(each.temp_bytes for each in found),
-        update_temp_bytes=measure.temp_bytes,
+        needs=CompiledNeeds(
+            temp_bytes=tuple(each.temp_bytes for each in found),
+            ops=tuple(each.ops for each in found),
+            update_temp_bytes=measure.temp_bytes,
+            update_ops=measure.ops,
+        ),
     )
 
 
-def compiled_temp_bytes(job: TrainingJob, inputs_spec: PyTree) -> tuple[tuple[int, ...], int]:
+def compiled_needs(job: TrainingJob, inputs_spec: PyTree) -> CompiledNeeds:
     """What XLA says that each layer, and the whole update, need while they run. Runs nothing."""
-    known: dict[str, int] = {}
+    known: dict[str, tuple[int, int]] = {}
     layers = []
     for programs in layer_programs(job, inputs_spec):
         if programs.key not in known:
-            known[programs.key] = programs.temp_bytes
+            known[programs.key] = (programs.temp_bytes, programs.ops)
         layers.append(known[programs.key])
-    params = job.model.specs(inputs_spec).params
-    return tuple(layers), UpdateProgram.of(job.optimizer, params).temp_bytes
+    update = UpdateProgram.of(job.optimizer, job.model.specs(inputs_spec).params)
+    return CompiledNeeds(
+        temp_bytes=tuple(temp_bytes for temp_bytes, _ in layers),
+        ops=tuple(ops for _, ops in layers),
+        update_temp_bytes=update.temp_bytes,
+        update_ops=update.ops,
+    )
 
 
 def layer_programs(job: TrainingJob, inputs_spec: PyTree) -> Iterator[LayerPrograms]:
@@ -218,7 +239,12 @@ def _time_layer(programs: LayerPrograms, seconds: float) -> LayerMeasure:
     if programs.backward is not None:
         dy = jax.tree.map(jnp.ones_like, (out, aux))
         backward_s = _median_s(lambda: programs.backward(vjp, dy), seconds / 2)
-    return LayerMeasure(forward_s=forward_s, backward_s=backward_s, temp_bytes=programs.temp_bytes)
+    return LayerMeasure(
+        forward_s=forward_s,
+        backward_s=backward_s,
+        temp_bytes=programs.temp_bytes,
+        ops=programs.ops,
+    )
 
 
 def _time_update(update: UpdateProgram, seconds: float) -> float:

@@ -57,6 +57,8 @@ class LoadedProgram:
         """Seconds that compiling took; None until compiled."""
         self.temp_bytes: int | None = None
         """Temporary memory of one call, from the compiler; None until compiled."""
+        self.ops = 0
+        """Instructions that it calls one after another; 0 until compiled."""
 
     def compile(self) -> Callable[..., Any]:
         """Compiles now, unless done already, and checks the memory that a call needs.
@@ -77,6 +79,8 @@ class LoadedProgram:
                 self.temp_bytes = int(stats.temp_size_in_bytes)
                 output_bytes = int(stats.output_size_in_bytes)
                 check_memory(self.temp_bytes, output_bytes, self._max_bytes, self._where)
+            text = compiled.as_text() or ""
+            self.ops = text.count(" = ", text.rfind("\nENTRY ") + 1)
             self._call = compiled
             logger.debug("%s compiled in %.2f s", self._where, self.compile_s)
         return self._call
@@ -183,6 +187,11 @@ class LoadedStage:
             program.compile()
             seconds[name] = program.compile_s or 0.0
         return seconds
+
+    @property
+    def ops(self) -> int:
+        """Instructions of all compiled programs."""
+        return sum(program.ops for program in self._programs.values())
 
     @property
     def temp_bytes(self) -> int:

@@ -56,6 +56,7 @@ MEMORY_TERMS = (
     ("credit_bytes", "frames", "backward"),
     ("state_bytes", "statistics", "link"),
     ("working_bytes", "working", "update"),
+    ("program_bytes", "programs", "compute"),
     ("snapshot_bytes", "snapshots", "ready"),
     ("log_bytes", "boundary log", "ready"),
     ("hosted_bytes", "hosted copies", "ready"),

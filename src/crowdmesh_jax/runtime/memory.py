@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core import MemoryBreakdown, PipelinePlan, schedule_for
-from ..core.memory import CREDITS, RUNTIME_BYTES
+from ..core.memory import CREDITS, PROGRAM_OP_BYTES, RUNTIME_BYTES
 from ..programs.manifest import LeafSpec, StageManifest
 
 
@@ -30,6 +30,8 @@ class MemoryReport:
     step_temp_bytes: int
     """Largest need of a forward or backward beyond its inputs and results."""
     update_temp_bytes: int
+    program_ops: int
+    """Instructions of its compiled programs."""
 
 
 def memory_table(
@@ -51,6 +53,7 @@ def memory_table(
             in_flight=schedule.max_in_flight(index),
             step_temp_bytes=report.step_temp_bytes,
             update_temp_bytes=report.update_temp_bytes,
+            program_ops=report.program_ops,
         )
         table[str(stage.device)] = {
             "predicted_bytes": RUNTIME_BYTES + expected.training_bytes,
@@ -63,7 +66,12 @@ def memory_table(
 
 
 def stage_memory(
-    manifest: StageManifest, *, in_flight: int, step_temp_bytes: int, update_temp_bytes: int
+    manifest: StageManifest,
+    *,
+    in_flight: int,
+    step_temp_bytes: int,
+    update_temp_bytes: int,
+    program_ops: int = 0,
 ) -> MemoryBreakdown:
     """A stage's memory from its programs' own leaves and the compiler's figures.
 
@@ -71,6 +79,7 @@ def stage_memory(
         in_flight: Microbatches between forward and backward, `Schedule.max_in_flight`.
         step_temp_bytes: Largest need of a forward or backward beyond inputs and results. On the
             last stage it holds the residuals, which never leave its one program.
+        program_ops: Instructions of all compiled programs.
     """
     forward = manifest.program("forward")
     kept = forward.outputs if forward is not None else ()
@@ -92,6 +101,7 @@ def stage_memory(
         stash_bytes=stash_bytes,
         credit_bytes=CREDITS * boundary_bytes,
         working_bytes=max(step_temp_bytes, update_temp_bytes - stash_bytes),
+        program_bytes=PROGRAM_OP_BYTES * program_ops,
     )
 
 

@@ -127,6 +127,7 @@ def breakdown_line(memory: MemoryBreakdown, in_flight: int) -> str:
         ("logs", memory.log_bytes),
         ("hosted", memory.hosted_bytes),
         ("running programs", memory.working_bytes),
+        ("compiled programs", memory.program_bytes),
     )
     return " + ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
 
