@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .core import Prediction as Prediction
     from .core import Share as Share
     from .core import Stage as Stage
+    from .core import schedules as schedules
     from .data import ArraySource as ArraySource
     from .data import Clips as Clips
     from .data import DataSource as DataSource
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
 _ROOM_NAMES = {
     "core": (
         "Access Backhaul CoalitionStructure Crowd DefaultLink Device LayerProfile LayerSeconds"
-        " Link ModelProfile PipelinePlan Prediction Share Stage"
+        " Link ModelProfile PipelinePlan Prediction Share Stage schedules"
     ),
     "data": (
         "ArraySource Clips DataSource TextSource Vocabulary check_labels cut_windows digits"

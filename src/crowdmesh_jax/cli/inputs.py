@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import Crowd, ModelProfile
+from ..core import Crowd, ModelProfile, schedules
 from ..data import ArraySource, digits
 from ..errors import DataError, InvalidCrowdError, JobError, ModelError
 
@@ -66,7 +66,9 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """`--solver` and `--schedule`."""
     group = parser.add_argument_group("plan")
     group.add_argument("--solver", default="ilp", metavar="NAME", help="see `crowdmesh solvers`")
-    group.add_argument("--schedule", default="1f1b", choices=("gpipe", "1f1b", "eager"))
+    group.add_argument(
+        "--schedule", default="1f1b", choices=tuple(schedules()), help="see `crowdmesh solvers`"
+    )
     group.add_argument(
         "--use-all", action="store_true", help="leave no device out, even where that is slower"
     )

@@ -3,6 +3,15 @@
 Pure Python. It loads no jax and no solver, so every process may import it.
 """
 
+from .builders import (
+    ScheduleBuilder,
+    make_schedule,
+    schedule_for,
+    schedules,
+    search_schedule,
+    warmup_depths,
+    weight_delays,
+)
 from .coalition import CoalitionStructure
 from .cost import (
     Prediction,
@@ -10,6 +19,8 @@ from .cost import (
     closed_form,
     cut_times,
     first_microbatch_s,
+    occupied_s,
+    pair_times,
     period_s,
     predict,
     row_shares,
@@ -25,6 +36,7 @@ from .crowd import (
     Device,
     DeviceId,
     Link,
+    Medium,
 )
 from .memory import (
     COMPILE_PEAK_BYTES,
@@ -45,11 +57,8 @@ from .schedule import (
     Op,
     OpKind,
     Schedule,
-    ScheduleBuilder,
+    check_runnable,
     check_schedule,
-    make_schedule,
-    schedule_for,
-    warmup_depths,
 )
 from .timeline import (
     CutTimes,
@@ -85,6 +94,7 @@ __all__ = [
     "LayerProfile",
     "LayerSeconds",
     "Link",
+    "Medium",
     "MemoryBreakdown",
     "ModelProfile",
     "Op",
@@ -100,6 +110,7 @@ __all__ = [
     "TimedOp",
     "TimedTransfer",
     "Timeline",
+    "check_runnable",
     "check_schedule",
     "closed_form",
     "cut_times",
@@ -111,10 +122,14 @@ __all__ = [
     "from_toml",
     "load",
     "make_schedule",
+    "occupied_s",
+    "pair_times",
     "period_s",
     "predict",
     "row_shares",
     "schedule_for",
+    "schedules",
+    "search_schedule",
     "stage_memory",
     "stage_times",
     "step_time_s",
@@ -123,4 +138,5 @@ __all__ = [
     "to_plain",
     "to_toml",
     "warmup_depths",
+    "weight_delays",
 ]

@@ -31,7 +31,7 @@ class Stage:
     recompute: bool = False
     """Backward recomputes the forward instead of keeping residuals."""
     warmup: int | None = None
-    """Microbatches in flight under `eager`; None: the schedule's own rule."""
+    """Microbatches in flight under `eager` and `zb-h1`; None: the schedule's own rule."""
     shares: tuple[Share, ...] = ()
     """Devices that split each microbatch's rows and sum gradients, `device` first; (): `device`
     alone. Planned and predicted only: this release runs one device a stage."""
@@ -54,7 +54,7 @@ class PipelinePlan:
     num_layers: int
     microbatches: int
     schedule: str = "1f1b"
-    """Name of a schedule: "gpipe", "1f1b", "eager" or a registered one."""
+    """Name of a schedule, see `schedules()`: "gpipe", "1f1b", "eager", "zb-h1" or a plug-in."""
 
     def __post_init__(self) -> None:
         if not self.stages:

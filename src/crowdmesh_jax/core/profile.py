@@ -6,7 +6,7 @@ All sizes and seconds are for one microbatch. Knows nothing of JAX or of how fig
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InvalidValueError
@@ -58,6 +58,11 @@ class LayerProfile:
                 )
 
 
+WEIGHT_SHARE = 0.5
+"""Of a layer's backward, the part that computes gradients of its weights, where nobody measured it.
+For matrix products and convolutions both halves take as many multiplications."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSeconds:
     """Seconds that one device takes for one layer: per microbatch, and per step for the update."""
@@ -65,12 +70,19 @@ class LayerSeconds:
     forward_s: float
     backward_s: float
     update_s: float = 0.0
+    weight_s: float | None = None
+    """The part of `backward_s` that computes gradients of the layer's weights; None: not measured,
+    see `ModelProfile.weight_seconds`."""
 
     def __post_init__(self) -> None:
-        for name in ("forward_s", "backward_s", "update_s"):
+        for name in ("forward_s", "backward_s", "update_s", "weight_s"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InvalidValueError(f"{name} must be finite and >= 0, got {value}")
+        if self.weight_s is not None and self.weight_s > self.backward_s:
+            raise InvalidValueError(
+                f"weight_s {self.weight_s} is a part of backward_s {self.backward_s}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +134,22 @@ class ModelProfile:
             )
             for layer in self.layers
         )
+
+    def weight_seconds(self, seconds: Sequence[LayerSeconds]) -> tuple[float, ...]:
+        """Per layer, the part of its backward that a split backward may do later.
+
+        As measured, if it was. Else: of layer 0 all, since nobody needs the gradient of its input;
+        of a layer without parameters nothing; of the others `WEIGHT_SHARE`.
+        """
+        found = []
+        for index, (layer, row) in enumerate(zip(self.layers, seconds, strict=True)):
+            if row.weight_s is not None:
+                found.append(row.weight_s)
+            elif not (layer.parameter_bytes or layer.parameter_count or layer.borrows):
+                found.append(0.0)
+            else:
+                found.append(row.backward_s * (1.0 if index == 0 else WEIGHT_SHARE))
+        return tuple(found)
 
     def cut_bytes(self, cut: int) -> tuple[int, int]:
         """Bytes per microbatch that cross the cut before layer `cut`: (downstream, back)."""

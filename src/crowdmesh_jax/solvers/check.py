@@ -65,6 +65,7 @@ def plan_faults(problem: PartitionProblem, plan: PipelinePlan) -> tuple[str, ...
                 stage_index=index,
                 num_stages=count,
                 in_flight=schedule.max_in_flight(index),
+                awaiting_weight=schedule.max_awaiting_weight(index),
                 snapshots=problem.snapshots,
                 log_steps=problem.log_steps,
                 compile_peak_bytes=problem.compile_peak_bytes,

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core import Crowd, ModelProfile, PipelinePlan, Prediction, predict
+from ..core import (
+    Crowd,
+    ModelProfile,
+    PipelinePlan,
+    Prediction,
+    predict,
+    search_schedule,
+)
 from .problem import PartitionResult
 from .units import format_bytes, format_bytes_of, format_seconds
 
@@ -67,6 +74,8 @@ def _bound_by(plan: PipelinePlan, predicted: Prediction) -> str:
     stages = predicted.stages
     if plan.microbatches == 1:
         return "one microbatch per step: stages take turns"
+    if search_schedule(plan.schedule) != plan.schedule and plan.schedule != "zb-h1":
+        return f"schedule {plan.schedule!r}, of which no closed form is known"
     if plan.schedule == "gpipe":
         slowest = max(range(len(stages)), key=lambda s: stages[s].compute_s)
         return f"stage {slowest} ({stages[slowest].device})"
@@ -118,7 +127,7 @@ def _table(
                 ),
                 _names([profile.layers[layer].name for layer in stage.layers])
                 + (" (recomputed)" if stage.recompute else "")
-                + (f" ({seen.in_flight} in flight)" if plan.schedule == "eager" else ""),
+                + (f" ({seen.in_flight} in flight)" if plan.schedule in ("eager", "zb-h1") else ""),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

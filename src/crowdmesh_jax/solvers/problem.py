@@ -17,7 +17,7 @@ from ..core import (
     ModelProfile,
     PipelinePlan,
     Prediction,
-    warmup_depths,
+    search_schedule,
 )
 from ..errors import InvalidValueError
 
@@ -36,7 +36,8 @@ class PartitionProblem:
     """Also holds the number of microbatches per step, and what one of them costs."""
     crowd: Crowd
     schedule: str = "1f1b"
-    """"gpipe", "1f1b" or "eager"."""
+    """A name of `schedules()`. What the closed form does not know is searched as if it were "1f1b"
+    and ranked by its own timeline; nothing is then proven."""
     pins: Mapping[int | str, str] = field(default_factory=dict)
     """Layer -> the device that must run it ("layer 0 on the data holder")."""
     bans: Sequence[str | tuple[int | str, str]] = ()
@@ -84,7 +85,7 @@ class PartitionProblem:
         ):
             if value not in choices:
                 raise InvalidValueError(f"{name} must be one of {choices}, got {value!r}")
-        warmup_depths(self.schedule, 1, self.profile.microbatches)  # raises for an unknown one
+        search_schedule(self.schedule)  # raises for an unknown one
         for name, value, least in (
             ("min_stages", self.min_stages, 1),
             ("max_stages", 1 if self.max_stages is None else self.max_stages, 1),
@@ -156,7 +157,8 @@ class PartitionResult:
     predicted: Prediction
     problem: PartitionProblem
     optimal: bool
-    """No plan has a shorter closed form R_0 + (M - 1) T than the best this solver found."""
+    """No plan has a shorter closed form R_0 + (M - 1) T than the best this solver found. Never
+    claimed under the medium `shared_cell`, or a schedule that another one stands for."""
     gap: float | None
     """Proven bound on (best closed form - optimum) / best; None: the solver proves nothing."""
     solve_s: float
