@@ -82,8 +82,10 @@ if TYPE_CHECKING:
     from .solvers import CoalitionResult as CoalitionResult
     from .solvers import PartitionProblem as PartitionProblem
     from .solvers import PartitionResult as PartitionResult
+    from .solvers import PlanChoice as PlanChoice
     from .solvers import form_coalitions as form_coalitions
     from .solvers import partition as partition
+    from .solvers import plan as plan
     from .solvers import solve as solve
 
 _ROOM_NAMES = {
@@ -107,8 +109,8 @@ _ROOM_NAMES = {
         " PhaseEvent StepEvent TrainResult launch restore train"
     ),
     "solvers": (
-        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult form_coalitions"
-        " partition solve"
+        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"
+        " form_coalitions partition plan solve"
     ),
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}

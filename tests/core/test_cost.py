@@ -88,7 +88,7 @@ def test_the_period_of_any_warmups_is_that_of_evaluate_in_steady_state(chain, da
     expected = closed_form("eager", 300, stages, cuts, warmups)[1]
     few, many = (
         evaluate(make_schedule("eager", len(stages), count, warmups), stages, cuts).commit_s
-        for count in (240, 300)
+        for count in (600, 660)  # where links overtake slowly, the beginning lasts long
     )
     assert (many - few) / 60 == pytest.approx(expected, rel=0.005)
 

@@ -47,6 +47,7 @@ from .plan import (
     PipelinePlan,
     Share,
     Stage,
+    WireDtype,
 )
 from .profile import (
     LayerProfile,
@@ -110,6 +111,7 @@ __all__ = [
     "TimedOp",
     "TimedTransfer",
     "Timeline",
+    "WireDtype",
     "check_runnable",
     "check_schedule",
     "closed_form",

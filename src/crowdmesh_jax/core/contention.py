@@ -10,8 +10,10 @@ All that happens at one instant happens before transfers are started at that ins
 transfers of no length cause comes after, at the same time. So the outcome does not depend on the
 order in which equal times leave the heap.
 
-Serving in order of readiness is what radios and queues do; it is not what is best, and shorter ops
-or transfers can make a step longer. What holds: no step is shorter than without channels.
+Serving in order of readiness is what queues do; it is not the best order, and shorter ops or
+transfers, or one channel less to share, can make a step longer. (One air for all cuts instead of
+one channel per link made 0.17 % of 75,000 random steps shorter, by at most 6 %.) What holds: no
+step is shorter than without channels, or than what any channel carries.
 """
 
 from __future__ import annotations

@@ -195,7 +195,9 @@ def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[
         for a, b in pairs:
             _link(crowd, why, a, b)
             _link(crowd, why, b, a)
-        found.append(pair_times(crowd, pairs, *profile.cut_bytes(right.first_layer)))
+        found.append(
+            pair_times(crowd, pairs, *profile.cut_bytes(right.first_layer, left.wire_dtype))
+        )
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import InvalidValueError
 from .crowd import Crowd
@@ -31,6 +31,10 @@ class LayerProfile:
     """Cotangent of that activation, which comes back; 0 where nothing does."""
     residual_bytes: int = 0
     """Kept from forward to backward per microbatch, without the stage input."""
+    output_float32_bytes: int | None = None
+    """The part of `output_bytes` that a cut may cast to a smaller type; None: all of it."""
+    gradient_float32_bytes: int | None = None
+    """The same of `gradient_bytes`."""
     parameter_count: int = 0
     temp_bytes: int = 0
     """What a stage needs while it runs this layer, beyond what it keeps: one layer at a time."""
@@ -49,6 +53,14 @@ class LayerProfile:
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidValueError(
                     f"layer {self.name!r}: {name} must be finite and >= 0, got {value}"
+                )
+        for part, whole in (("output_float32_bytes", "output_bytes"),
+                            ("gradient_float32_bytes", "gradient_bytes")):  # fmt: skip
+            value = getattr(self, part)
+            if value is not None and not 0 <= value <= getattr(self, whole):
+                raise InvalidValueError(
+                    f"layer {self.name!r}: {part} must lie in 0..{getattr(self, whole)}, its"
+                    f" {whole}; got {value}"
                 )
         for owner, value in self.borrows:
             if not (math.isfinite(value) and value >= 0):
@@ -151,9 +163,91 @@ class ModelProfile:
                 found.append(row.backward_s * (1.0 if index == 0 else WEIGHT_SHARE))
         return tuple(found)
 
-    def cut_bytes(self, cut: int) -> tuple[int, int]:
-        """Bytes per microbatch that cross the cut before layer `cut`: (downstream, back)."""
+    def cut_bytes(self, cut: int, wire_dtype: str | None = None) -> tuple[int, int]:
+        """Bytes per microbatch that cross the cut before layer `cut`: (downstream, back).
+
+        Args:
+            wire_dtype: What float32 values travel as; "bfloat16" halves them.
+        """
         if not 0 < cut < len(self.layers):
             raise InvalidValueError(f"cut must lie in 1..{len(self.layers) - 1}, got {cut}")
         before = self.layers[cut - 1]
-        return before.output_bytes, before.gradient_bytes
+        if wire_dtype is None:
+            return before.output_bytes, before.gradient_bytes
+        return (
+            _cast_bytes(before.output_bytes, before.output_float32_bytes),
+            _cast_bytes(before.gradient_bytes, before.gradient_float32_bytes),
+        )
+
+    def with_microbatches(self, count: int) -> ModelProfile:
+        """The same job with `count` microbatches a step, as it can be told from this profile.
+
+        The rows of a step stay, so each microbatch has more or fewer of them; what the profile says
+        of a microbatch is scaled with its rows: seconds, flops, activations, residuals. Working
+        memory grows with rows, and is not taken to shrink with them, since a part of it belongs to
+        parameters. Updates stay as they are. That seconds go with rows is an assumption: devices
+        are slower per row with few rows, which only a profile of that count shows, so counts far
+        above the profiled one are flattered.
+
+        Raises:
+            InvalidValueError: The rows of a step cannot be divided so.
+        """
+        rows = self.microbatches * self.microbatch_size
+        if count < 1 or rows % count:
+            fitting = [n for n in range(1, rows + 1) if rows % n == 0]
+            raise InvalidValueError(
+                f"{rows} rows a step cannot be cut into {count} equal microbatches;"
+                f" possible are {', '.join(map(str, fitting[:12]))}"
+                + (", ..." if len(fitting) > 12 else "")
+            )
+        if count == self.microbatches:
+            return self
+        scale = self.microbatches / count
+
+        def size(value: int) -> int:
+            # Exact where rows divide the bytes, as they do in whole arrays.
+            return -(-value * self.microbatches // count)
+
+        layers = tuple(
+            replace(
+                layer,
+                forward_flops=layer.forward_flops * scale,
+                backward_flops=layer.backward_flops * scale,
+                output_bytes=size(layer.output_bytes),
+                gradient_bytes=size(layer.gradient_bytes),
+                residual_bytes=size(layer.residual_bytes),
+                temp_bytes=max(layer.temp_bytes, size(layer.temp_bytes)),
+                **{
+                    name: None if getattr(layer, name) is None else size(getattr(layer, name))
+                    for name in ("output_float32_bytes", "gradient_float32_bytes")
+                },
+            )
+            for layer in self.layers
+        )
+        seconds = {
+            device: tuple(
+                replace(
+                    row,
+                    forward_s=row.forward_s * scale,
+                    backward_s=row.backward_s * scale,
+                    weight_s=None if row.weight_s is None else row.weight_s * scale,
+                )
+                for row in rows_of
+            )
+            for device, rows_of in self.seconds.items()
+        }
+        return replace(
+            self,
+            layers=layers,
+            microbatches=count,
+            microbatch_size=rows // count,
+            input_bytes=size(self.input_bytes),
+            target_bytes=size(self.target_bytes),
+            seconds=seconds,
+        )
+
+
+def _cast_bytes(size_bytes: int, float32_bytes: int | None) -> int:
+    """Bytes with all float32 values as half as many."""
+    part = size_bytes if float32_bytes is None else float32_bytes
+    return size_bytes - part // 2

@@ -54,6 +54,8 @@ def plan_faults(problem: PartitionProblem, plan: PipelinePlan) -> tuple[str, ...
                     )
         if stage.shares:
             faults += _sharing_faults(problem, who, stage)
+        if problem.wire_dtype is None and stage.wire_dtype is not None:
+            faults.append(f"{who}: its cut casts to {stage.wire_dtype}, which was not asked for")
         if problem.recompute == "never" and stage.recompute:
             faults.append(f"{who}: recomputes, which is not allowed")
         rows = sum(share.rows for share in stage.shares)

@@ -23,6 +23,9 @@ from ..errors import InvalidValueError
 
 Recompute = Literal["never", "always", "auto"]
 Objective = Literal["evaluate", "closed_form"]
+WireChoice = Literal["bfloat16", "auto"]
+WIRE_GAIN = 0.02
+"""A cast that costs bits must make the step at least this part shorter to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,9 @@ class PartitionProblem:
     """Backward recomputes the forward: never, always, or where memory asks for it ("auto")."""
     objective: Objective = "evaluate"
     """What ranks the last candidates: the exact timeline, or the closed form R_0 + (M - 1) T."""
+    wire_dtype: WireChoice | None = None
+    """What cuts cast float32 values to: nothing, "bfloat16" on every cut, or "auto": on those where
+    it makes the step `WIRE_GAIN` shorter. It loses bits; see `Stage.wire_dtype`."""
     share: bool = False
     """Whether several devices may share a stage (solvers "asteroid" and "hybrid"; others do not).
     Such plans are predicted, not run, by this release."""
@@ -82,6 +88,7 @@ class PartitionProblem:
         for name, value, choices in (
             ("recompute", self.recompute, ("never", "always", "auto")),
             ("objective", self.objective, ("evaluate", "closed_form")),
+            ("wire_dtype", self.wire_dtype, (None, "bfloat16", "auto")),
         ):
             if value not in choices:
                 raise InvalidValueError(f"{name} must be one of {choices}, got {value!r}")

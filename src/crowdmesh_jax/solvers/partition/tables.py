@@ -26,6 +26,7 @@ from ...core import (
     Schedule,
     Stage,
     StageTimes,
+    WireDtype,
     evaluate_step_s,
     make_schedule,
     occupied_s,
@@ -101,6 +102,10 @@ class Tables:
         """Whether the closed form is that of another schedule: it ranks, and proves nothing."""
         self.shares_air = problem.crowd.medium == "shared_cell"
         """Whether T depends on which cuts share a cell, which solvers see in whole chains alone."""
+        self.wire_dtype: WireDtype | None = (
+            problem.wire_dtype if problem.wire_dtype == "bfloat16" else None
+        )
+        """What every cut casts to; "auto" is decided on the finished plan."""
         count = len(problem.crowd.devices)
         self.min_stages, most, required = 1, count, ()
         if ignore_rules:
@@ -258,7 +263,7 @@ class Tables:
         back = crowd.link(self.devices[target], self.devices[source])
         if down is None or back is None:
             return Cut(0.0, 0.0, 0.0, 0.0) if self._ignore_links else None
-        forward_bytes, backward_bytes = self.problem.profile.cut_bytes(layer)
+        forward_bytes, backward_bytes = self.problem.profile.cut_bytes(layer, self.wire_dtype)
         return Cut(
             down.transfer_s(forward_bytes) + back.transfer_s(backward_bytes),
             forward_bytes / down.bandwidth_bytes_per_s,
@@ -431,7 +436,7 @@ class Tables:
             self._wired[key] = pair_times(
                 problem.crowd,
                 [(self.devices[source], self.devices[target])],
-                *problem.profile.cut_bytes(layer),
+                *problem.profile.cut_bytes(layer, self.wire_dtype),
             )
         return self._wired[key]
 
@@ -456,6 +461,7 @@ class Tables:
                     last_layer=segment.end - 1,
                     recompute=segment.recompute,
                     warmup=warmup,
+                    wire_dtype=self.wire_dtype if segment.end < self.num_layers else None,
                 )
                 for segment, warmup in zip(chain, warmups, strict=True)
             ),
