@@ -219,7 +219,7 @@ def test_another_count_scales_what_belongs_to_a_microbatch():
     assert more.layers[1].output_bytes == 16  # 15.5, rounded up
     assert more.layers[0].temp_bytes == 100  # a part of it belongs to parameters
     assert costs.with_microbatches(4) is costs
-    with pytest.raises(InvalidValueError, match="24 rows .* into 5 equal .* 1, 2, 3, 4, 6, 8, 12"):
+    with pytest.raises(InvalidValueError, match=r"24 rows .* into 5 equal .* 1, 2, 3, 4, 6, 8, 12"):
         costs.with_microbatches(5)
 
 

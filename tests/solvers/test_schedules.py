@@ -148,6 +148,7 @@ def test_where_memory_is_short_fewer_are_kept_in_flight():
         dataclasses.replace(device, memory_bytes=limit[device.id]) for device in CROWD.devices
     )
     tight = dataclasses.replace(roomy, crowd=dataclasses.replace(CROWD, devices=devices))
+    assert any("needs" in fault for fault in plan_faults(tight, free.plan))
     tables = Tables(tight)
     cuts = [(tables.devices.index(s.device), s.last_layer + 1) for s in free.plan.stages]
     chain = tables.chain(cuts)

@@ -19,8 +19,6 @@ from .cost import (
     closed_form,
     cut_times,
     first_microbatch_s,
-    occupied_s,
-    pair_times,
     period_s,
     predict,
     row_shares,
@@ -37,6 +35,10 @@ from .crowd import (
     DeviceId,
     Link,
     Medium,
+)
+from .links import (
+    occupied_s,
+    pair_times,
 )
 from .memory import (
     COMPILE_PEAK_BYTES,

@@ -51,7 +51,8 @@ from itertools import pairwise
 
 from ..errors import InvalidPlanError, InvalidValueError
 from .builders import BUILT_IN, ScheduleBuilder, schedule_for, warmup_depths, weight_delays
-from .crowd import Crowd, DeviceId, Link
+from .crowd import Crowd, DeviceId
+from .links import link_between, occupied_s, pair_times
 from .memory import COMPILE_PEAK_BYTES, MemoryBreakdown, stage_memory
 from .plan import PipelinePlan, Stage
 from .profile import ModelProfile
@@ -171,7 +172,7 @@ def _ring_s(profile: ModelProfile, crowd: Crowd, index: int, stage: Stage) -> fl
     if len(devices) == 1:
         return 0.0
     ring = [
-        _link(crowd, f"stage {index} is shared by {a!r} and {b!r}", a, b)
+        link_between(crowd, f"stage {index} is shared by {a!r} and {b!r}", a, b)
         for a, b in zip(devices, (*devices[1:], devices[0]), strict=True)
     ]
     count = len(devices)
@@ -192,65 +193,9 @@ def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[
     for index, (left, right) in enumerate(pairwise(plan.stages)):
         why = f"stages {index} and {index + 1} are neighbours"
         pairs = [(a, b) for a in left.devices for b in right.devices]
-        for a, b in pairs:
-            _link(crowd, why, a, b)
-            _link(crowd, why, b, a)
-        found.append(
-            pair_times(crowd, pairs, *profile.cut_bytes(right.first_layer, left.wire_dtype))
-        )
+        sizes = profile.cut_bytes(right.first_layer, left.wire_dtype)
+        found.append(pair_times(crowd, pairs, *sizes, why=why))
     return tuple(found)
-
-
-def pair_times(
-    crowd: Crowd, pairs: Sequence[tuple[str, str]], forward_bytes: float, backward_bytes: float
-) -> CutTimes:
-    """Seconds of so many bytes down and back between linked devices.
-
-    Between groups, several pairs: all rows over the slowest link of any pair, as Asteroid counts
-    it, with all channels of all pairs.
-
-    Raises:
-        InvalidPlanError: A pair has no link.
-    """
-    down = [_link(crowd, "they are neighbours", a, b) for a, b in pairs]
-    back = [_link(crowd, "they are neighbours", b, a) for a, b in pairs]
-    return CutTimes(
-        forward_latency_s=max(link.latency_s for link in down),
-        forward_transfer_s=forward_bytes / min(link.bandwidth_bytes_per_s for link in down),
-        backward_latency_s=max(link.latency_s for link in back),
-        backward_transfer_s=backward_bytes / min(link.bandwidth_bytes_per_s for link in back),
-        forward_channels=_channels(crowd, pairs),
-        backward_channels=_channels(crowd, [(b, a) for a, b in pairs]),
-    )
-
-
-def _channels(crowd: Crowd, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    if crowd.medium == "full_duplex":
-        return ()
-    return tuple(sorted({channel for a, b in pairs for channel in crowd.channels(a, b)}))
-
-
-def occupied_s(cuts: Sequence[CutTimes]) -> dict[str, float]:
-    """Seconds per microbatch that each shared channel is occupied, by all cuts together."""
-    found: dict[str, float] = {}
-    for cut in cuts:
-        for channels, seconds in (
-            (cut.forward_channels, cut.forward_transfer_s),
-            (cut.backward_channels, cut.backward_transfer_s),
-        ):
-            for channel in channels:
-                found[channel] = found.get(channel, 0.0) + seconds
-    return found
-
-
-def _link(crowd: Crowd, why: str, source: str, target: str) -> Link:
-    link = crowd.link(source, target)
-    if link is None:
-        raise InvalidPlanError(
-            f"{why}, but there is no link {source!r} -> {target!r};"
-            " add the link, a default_link, or another device order"
-        )
-    return link
 
 
 def _check_plan(profile: ModelProfile, plan: PipelinePlan) -> None:

@@ -247,7 +247,7 @@ def _keeping(parts: StageParts) -> tuple[FlatProgram, FlatProgram]:
 
     closed = jp.trace(whole, [abstract(leaf) for leaf in reads])
     front = len(y_specs) + len(parts.state)
-    kept, sources = _residuals(closed, reads, front)
+    kept, sources = _residuals(closed, reads, front, rebuild_casts=parts.wire_in is not None)
     keys: list[Key] = [leaf.key for leaf in (*y_specs, *parts.state)]
     keys += [("residual", "", f"r{i}") for i in range(len(kept))]
     outs = [*range(front), *kept]
@@ -277,13 +277,17 @@ def _without(leaves: Sequence[LeafSpec], role: str) -> tuple[LeafSpec, ...]:
 
 
 def _residuals(
-    closed: Any, reads: Sequence[LeafSpec], front: int
+    closed: Any, reads: Sequence[LeafSpec], front: int, *, rebuild_casts: bool
 ) -> tuple[list[int], list[Key | None]]:
     """Decides for each residual where backward gets it from.
 
+    Args:
+        rebuild_casts: What is a boundary leaf but for a cast is cast again in backward: the leaf is
+            at hand as it came, and both would take more memory than without a cast on the wire.
+
     Returns:
         Indices of the outputs to keep, without repeats; per residual the key under which backward
-        finds it, None where it is recomputed from parameters.
+        finds it, None where it is recomputed, from parameters or such a leaf.
     """
     by_var = dict(zip(closed.jaxpr.invars, reads, strict=True))
     data = 0
@@ -291,12 +295,21 @@ def _residuals(
         if leaf.role not in ("param", "borrowed"):
             data |= 1 << i
     masks = jp.dependence(closed)
+    casts = {
+        equation.outvars[0]
+        for equation in closed.jaxpr.eqns
+        if rebuild_casts
+        and equation.primitive.name == "convert_element_type"
+        and jp.is_variable(equation.invars[0])
+        and (read := by_var.get(equation.invars[0])) is not None
+        and read.role == "x"
+    }
     kept: list[int] = []
     found: dict[Any, Key] = {}
     sources: list[Key | None] = []
     for index in range(front, len(masks)):
         var = closed.jaxpr.outvars[index]
-        if not masks[index] & data:
+        if not masks[index] & data or var in casts:
             sources.append(None)
             continue
         source = by_var.get(var)

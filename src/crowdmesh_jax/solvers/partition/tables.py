@@ -14,7 +14,7 @@ It knows costs and limits, no search.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -23,7 +23,6 @@ from ...core import (
     CutTimes,
     DeviceId,
     PipelinePlan,
-    Schedule,
     Stage,
     StageTimes,
     WireDtype,
@@ -36,6 +35,7 @@ from ...core import (
     warmup_depths,
 )
 from ..problem import PartitionProblem
+from .stand_in import OwnSchedule
 
 SLACK = 1e-9
 """Relative difference below which two times count as equal."""
@@ -100,6 +100,7 @@ class Tables:
         self.schedule = search_schedule(problem.schedule)
         self.stands_in = self.schedule != problem.schedule
         """Whether the closed form is that of another schedule: it ranks, and proves nothing."""
+        self._own = OwnSchedule(problem.schedule, problem.microbatches, self._holds)
         self.shares_air = problem.crowd.medium == "shared_cell"
         """Whether T depends on which cuts share a cell, which solvers see in whole chains alone."""
         self.wire_dtype: WireDtype | None = (
@@ -336,61 +337,20 @@ class Tables:
         Infinity where the problem's schedule keeps more in flight than memory holds, which the one
         that stands for it may not.
         """
-        if self.stands_in:
-            return self._by_own_schedule(chain)[0]
         stages, cuts = self.times(chain)
+        if self.stands_in:
+            return self._own.best(chain, stages, cuts)[0]
         schedule = make_schedule(self.schedule, len(chain), self.microbatches)
         return evaluate_step_s(schedule, stages, cuts)
 
-    def _by_own_schedule(self, chain: Chain) -> tuple[float, tuple[int | None, ...]]:
-        """Step time under the problem's schedule, and the warm-ups by which it is reached."""
-        stages, cuts = self.times(chain)
-        best: tuple[float, tuple[int | None, ...]] = (math.inf, (None,) * len(chain))
-        for warmups in self._warmups(chain):
-            schedule = make_schedule(self.problem.schedule, len(chain), self.microbatches, warmups)
-            if not self._ignore_memory and not all(
-                self._holds(segment, schedule, index) for index, segment in enumerate(chain)
-            ):
-                continue
-            step_s = evaluate_step_s(schedule, stages, cuts)
-            if step_s < best[0]:
-                best = step_s, warmups
-        return best
-
-    def _warmups(self, chain: Chain) -> Iterator[tuple[int | None, ...]]:
-        """What is worth trying: under `zb-h1` as many in flight as it asks for or as memory holds,
-        and as few as 1F1B has, which is never slower than that."""
-        count = len(chain)
-        if self.problem.schedule != "zb-h1":
-            yield (None,) * count
-            return
-        fitting: list[int | None] = []
-        for index, segment in enumerate(chain):
-            most = count
-            while most > count - index and not self._holds_split(segment, most, count - index):
-                most -= 1
-            fitting.append(None if most == count else most)
-        yield tuple(fitting)
-        yield tuple(count - index for index in range(count))
-
-    def _holds_split(self, segment: Segment, limit: int, depth: int) -> bool:
-        in_flight = min(limit, self.microbatches)
-        awaiting = min(limit - depth + 1, self.microbatches)
-        return self._ignore_memory or self._need_bytes(segment, in_flight, awaiting) <= (
-            self.problem.crowd.device(self.devices[segment.device]).memory_bytes
-        )
-
-    def _holds(self, segment: Segment, schedule: Schedule, stage: int) -> bool:
-        need = self._need_bytes(
-            segment, schedule.max_in_flight(stage), schedule.max_awaiting_weight(stage)
-        )
-        return need <= self.problem.crowd.device(self.devices[segment.device]).memory_bytes
-
-    def _need_bytes(self, segment: Segment, in_flight: int, awaiting_weight: int) -> int:
+    def _holds(self, segment: Segment, in_flight: int, awaiting_weight: int) -> bool:
+        if self._ignore_memory:
+            return True
         key = (segment.first, segment.end, segment.recompute, in_flight, awaiting_weight)
         if key not in self._needs:
             self._needs[key] = segment_memory(self.problem, *key)
-        return self._needs[key]
+        limit = self.problem.crowd.device(self.devices[segment.device]).memory_bytes
+        return self._needs[key] <= limit
 
     def times(self, chain: Chain) -> tuple[list[StageTimes], list[CutTimes]]:
         """What the exact timeline wants to know of a chain."""
@@ -452,7 +412,7 @@ class Tables:
         """The chain as a plan."""
         warmups: Sequence[int | None] = (None,) * len(chain)
         if self.stands_in:
-            warmups = self._by_own_schedule(chain)[1]
+            warmups = self._own.best(chain, *self.times(chain))[1]
         return PipelinePlan(
             stages=tuple(
                 Stage(
