@@ -120,11 +120,14 @@ def test_the_air_is_in_what_ranks_the_finished_plans():
     base = in_cells(1, "shared_cell", 4, 4)
     rows = base.profile.seconds["d0"]
     layers = tuple(
-        dataclasses.replace(layer, output_bytes=40, gradient_bytes=40, residual_bytes=0)
+        dataclasses.replace(layer, output_bytes=400, gradient_bytes=400, residual_bytes=0)
         for layer in base.profile.layers
     )
     profile = dataclasses.replace(
-        base.profile, layers=layers, seconds=dict.fromkeys(("d0", "d1", "d2", "d3"), rows)
+        base.profile,
+        layers=layers,
+        seconds=dict.fromkeys(("d0", "d1", "d2", "d3"), rows),
+        microbatches=8,
     )
     devices = tuple(
         dataclasses.replace(
@@ -135,6 +138,7 @@ def test_the_air_is_in_what_ranks_the_finished_plans():
     )
     crowd = dataclasses.replace(base.crowd, devices=devices)
     problem = dataclasses.replace(base, profile=profile, crowd=crowd, min_stages=2, max_stages=2)
+    problem = dataclasses.replace(problem, schedule="eager")
     found = solve(problem, solver="exhaustive")
     assert found.plan.devices == ("d2", "d3")  # nobody hears them; lower ids would go first
 

@@ -47,20 +47,20 @@ class LayerProfile:
         for name in (
             "forward_flops", "backward_flops", "parameter_bytes", "optimizer_bytes",
             "state_bytes", "output_bytes", "gradient_bytes", "residual_bytes", "parameter_count",
-            "temp_bytes", "update_temp_bytes",
+            "temp_bytes", "update_temp_bytes", "output_float32_bytes", "gradient_float32_bytes",
         ):  # fmt: skip
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InvalidValueError(
                     f"layer {self.name!r}: {name} must be finite and >= 0, got {value}"
                 )
         for part, whole in (("output_float32_bytes", "output_bytes"),
                             ("gradient_float32_bytes", "gradient_bytes")):  # fmt: skip
             value = getattr(self, part)
-            if value is not None and not 0 <= value <= getattr(self, whole):
+            if value is not None and value > getattr(self, whole):
                 raise InvalidValueError(
-                    f"layer {self.name!r}: {part} must lie in 0..{getattr(self, whole)}, its"
-                    f" {whole}; got {value}"
+                    f"layer {self.name!r}: {part} {value} is a part of {whole},"
+                    f" {getattr(self, whole)}"
                 )
         for owner, value in self.borrows:
             if not (math.isfinite(value) and value >= 0):
