@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .core import Prediction as Prediction
     from .core import Share as Share
     from .core import Stage as Stage
+    from .core import schedules as schedules
     from .data import ArraySource as ArraySource
     from .data import Clips as Clips
     from .data import DataSource as DataSource
@@ -81,14 +82,16 @@ if TYPE_CHECKING:
     from .solvers import CoalitionResult as CoalitionResult
     from .solvers import PartitionProblem as PartitionProblem
     from .solvers import PartitionResult as PartitionResult
+    from .solvers import PlanChoice as PlanChoice
     from .solvers import form_coalitions as form_coalitions
     from .solvers import partition as partition
+    from .solvers import plan as plan
     from .solvers import solve as solve
 
 _ROOM_NAMES = {
     "core": (
         "Access Backhaul CoalitionStructure Crowd DefaultLink Device LayerProfile LayerSeconds"
-        " Link ModelProfile PipelinePlan Prediction Share Stage"
+        " Link ModelProfile PipelinePlan Prediction Share Stage schedules"
     ),
     "data": (
         "ArraySource Clips DataSource TextSource Vocabulary check_labels cut_windows digits"
@@ -106,8 +109,8 @@ _ROOM_NAMES = {
         " PhaseEvent StepEvent TrainResult launch restore train"
     ),
     "solvers": (
-        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult form_coalitions"
-        " partition solve"
+        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"
+        " form_coalitions partition plan solve"
     ),
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}

@@ -324,3 +324,35 @@ def test_coalitions_are_formed_compared_and_certified(tmp_path, capsys):
     assert "Nash-stable under 'marginal'" in told
     assert "slowest round" in told
     assert main(["coalitions", "--crowd", str(path), "--solver", "hedonik"]) == 2
+
+
+def test_schedules_are_listed_with_the_solvers(capsys):
+    assert main(["solvers", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["schedules"])[:4] == ["gpipe", "1f1b", "eager", "zb-h1"]
+    assert main(["solvers"]) == 0
+    assert "zb-h1" in capsys.readouterr().out
+
+
+def test_counts_recomputation_casts_and_the_medium_are_options_of_plan(tmp_path, capsys):
+    argv = ["plan", "--model", "mlp", "--speeds", "1,0.5", "--batch-size", "32", "--json"]
+    argv += ["--microbatches", "4", "--medium", "half_duplex", "--solver", "auto"]
+    lossy = ["--recompute", "auto", "--wire-dtype", "bfloat16", "--use-all"]
+    assert main([*argv, *lossy]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [stage.get("wire_dtype") for stage in said["plan"]["stages"]] == ["bfloat16", None]
+    assert said["tried"] == []
+    assert main([*argv, *lossy, "--try-microbatches", "2,4"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [tried["microbatches"] for tried in said["tried"]] == [2, 4]
+    assert said["predicted"]["step_s"] == min(tried["step_s"] for tried in said["tried"])
+    assert said["plan"]["microbatches"] in (2, 4)
+    assert main([*argv[:-4], "--solver", "auto", "--try-microbatches", "2,x"]) == 2
+    assert "--try-microbatches must be counts" in capsys.readouterr().err
+
+
+def test_a_crowd_file_keeps_its_medium(tmp_path, capsys):
+    path = tmp_path / "crowd.toml"
+    argv = ["crowd", "campus", "--devices", "4", "--medium", "shared_cell", "-o", str(path)]
+    assert main(argv) == 0
+    assert Crowd.load(path).medium == "shared_cell"

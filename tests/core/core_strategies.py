@@ -16,6 +16,8 @@ from crowdmesh_jax.core import (
     LayerSeconds,
     Link,
     ModelProfile,
+    Op,
+    OpKind,
     PipelinePlan,
     Schedule,
     Stage,
@@ -48,18 +50,44 @@ def schedules(draw, max_stages: int = 5, max_microbatches: int = 9) -> Schedule:
 
 
 @st.composite
+def split_schedules(draw, max_stages: int = 4, max_microbatches: int = 6) -> Schedule:
+    """A built-in schedule, or one whose backward is split on some stages, wherever that may be."""
+    schedule = draw(schedules(max_stages, max_microbatches))
+    if draw(st.integers(0, 3)) == 0:
+        return make_schedule("zb-h1", schedule.num_stages, schedule.num_microbatches)
+    found = []
+    for ops in schedule.ops:
+        if draw(st.booleans()):
+            found.append(ops)
+            continue
+        mixed, due = [], []
+        for op in ops:
+            mixed.append(op)
+            if op.kind is OpKind.BACKWARD:
+                due.append(Op(OpKind.WEIGHT, op.microbatch))
+            count = draw(st.integers(0, len(due)))
+            mixed += due[:count]
+            del due[:count]
+        found.append((*mixed, *due))
+    return Schedule(name="split", ops=tuple(found))
+
+
+@st.composite
 def times(draw, num_stages: int, *, updates: bool = True):
     """`(stages, cuts)` with arbitrary seconds, zeros included."""
     extra = seconds if updates else st.just(0.0)
-    stages = tuple(
-        StageTimes(
-            forward_s=draw(seconds),
-            backward_s=draw(seconds),
-            update_s=draw(extra),
-            reduce_s=draw(extra),
+    stages = []
+    for _ in range(num_stages):
+        weight_s = draw(seconds)
+        stages.append(
+            StageTimes(
+                forward_s=draw(seconds),
+                backward_s=weight_s + draw(seconds),
+                update_s=draw(extra),
+                reduce_s=draw(extra),
+                weight_s=weight_s,
+            )
         )
-        for _ in range(num_stages)
-    )
     cuts = tuple(
         CutTimes(
             forward_latency_s=draw(seconds),
@@ -69,7 +97,7 @@ def times(draw, num_stages: int, *, updates: bool = True):
         )
         for _ in range(num_stages - 1)
     )
-    return stages, cuts
+    return tuple(stages), cuts
 
 
 @st.composite

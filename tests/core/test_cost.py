@@ -88,7 +88,7 @@ def test_the_period_of_any_warmups_is_that_of_evaluate_in_steady_state(chain, da
     expected = closed_form("eager", 300, stages, cuts, warmups)[1]
     few, many = (
         evaluate(make_schedule("eager", len(stages), count, warmups), stages, cuts).commit_s
-        for count in (240, 300)
+        for count in (600, 660)  # where links overtake slowly, the beginning lasts long
     )
     assert (many - few) / 60 == pytest.approx(expected, rel=0.005)
 
@@ -263,17 +263,18 @@ def two_stages(**changes) -> PipelinePlan:
 def test_stage_times_fuse_the_last_stage_and_add_recomputation():
     crowd = two_devices(links=(BACK,))
     kept = stage_times(three_layers(), crowd, two_stages())
-    assert kept[0] == StageTimes(forward_s=3.0, backward_s=6.0, update_s=1.0)
-    assert kept[1] == StageTimes(forward_s=0.0, backward_s=18.0, update_s=4.0)
+    # Layer 0 has no weights, of the other layers' backward half is for theirs.
+    assert kept[0] == StageTimes(forward_s=3.0, backward_s=6.0, update_s=1.0, weight_s=2.0)
+    assert kept[1] == StageTimes(forward_s=0.0, backward_s=18.0, update_s=4.0, weight_s=6.0)
     again = stage_times(three_layers(), crowd, two_stages(recompute=True))
-    assert again[0] == StageTimes(forward_s=3.0, backward_s=9.0, update_s=1.0)
+    assert again[0] == StageTimes(forward_s=3.0, backward_s=9.0, update_s=1.0, weight_s=2.0)
     assert again[1] == kept[1]
 
 
 def test_measured_seconds_go_before_those_from_flops():
     rows = tuple(LayerSeconds(forward_s=i, backward_s=2 * i, update_s=0.5) for i in range(3))
     found = stage_times(three_layers(seconds={"a": rows}), two_devices(), two_stages())
-    assert found[0] == StageTimes(forward_s=1.0, backward_s=2.0, update_s=1.0)
+    assert found[0] == StageTimes(forward_s=1.0, backward_s=2.0, update_s=1.0, weight_s=1.0)
     assert found[1].backward_s == 18.0
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crowdmesh_jax.core import schedule_for
 from crowdmesh_jax.core.plan import PipelinePlan
-from crowdmesh_jax.core.schedule import schedule_for
 from crowdmesh_jax.core.timeline import CutTimes, StageTimes, evaluate
 from crowdmesh_jax.protocol import NonFinitePolicy, Tie, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce

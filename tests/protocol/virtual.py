@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from crowdmesh_jax.core import OpKind, schedule_for
 from crowdmesh_jax.core.plan import PipelinePlan
-from crowdmesh_jax.core.schedule import OpKind, schedule_for
 from crowdmesh_jax.core.timeline import CutTimes, StageTimes
 from crowdmesh_jax.protocol import (
     CoordinatorState,

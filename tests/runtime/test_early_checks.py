@@ -45,3 +45,19 @@ def test_a_plan_with_shared_stages_is_refused_as_planned_only(tmp_path):
     plan = cm.PipelinePlan(stages=(stage,), num_layers=layers, microbatches=job.microbatches)
     with pytest.raises(errors.InvalidPlanError, match=r"shared by device-0, device-1: .* share"):
         cm.train(job, cm.Crowd.local(), data, steps=1, plan=plan, runs_dir=tmp_path)
+
+
+def test_a_split_backward_is_refused_before_anything_is_profiled_or_started(tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        pytest.fail("the job was profiled first")
+
+    monkeypatch.setattr(profiling, "profile", never)
+    job, data = small_job()
+    plan = cm.PipelinePlan.even(
+        len(job.model.layers), ["device-0", "device-1"], microbatches=job.microbatches,
+        schedule="zb-h1",
+    )  # fmt: skip
+    for fields in ({"plan": plan}, {"schedule": "zb-h1"}):
+        with pytest.raises(errors.ScheduleError, match=r"'zb-h1', stage 0 splits the backward"):
+            cm.train(job, cm.Crowd.local(), data, steps=1, runs_dir=tmp_path, **fields)
+    assert list(tmp_path.iterdir()) == []

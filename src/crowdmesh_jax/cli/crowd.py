@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import values
 from ..errors import InvalidValueError
 from .console import format_count, format_seconds, print_json, print_table
+from .inputs import add_medium_argument
 
 if TYPE_CHECKING:
     from ..core import Crowd
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices", type=int, metavar="N", help="how many (default: the preset's own number)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    add_medium_argument(parser)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write the crowd there, as .toml or .json"
     )
@@ -47,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     if path is not None and path.suffix not in ENDINGS:
         raise InvalidValueError(f"--output must end in .toml or .json, got {arguments.output!r}")
     crowd = preset(arguments.preset, arguments.devices, seed=arguments.seed)
+    if arguments.medium is not None:
+        crowd = dataclasses.replace(crowd, medium=arguments.medium)
     if path is not None:
         _write(path, crowd)
     rows = summarise(crowd)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ..core import Crowd, ModelProfile
+from ..core import Crowd, Medium, ModelProfile, schedules
 from ..data import ArraySource, digits
 from ..errors import DataError, InvalidCrowdError, JobError, ModelError
 
@@ -53,6 +54,15 @@ def add_crowd_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_medium_argument(parser: argparse.ArgumentParser) -> None:
+    """`--medium`."""
+    parser.add_argument(
+        "--medium",
+        choices=get_args(Medium),
+        help="what transfers share: nothing, both ways of a link, a cell's air; else as in FILE",
+    )
+
+
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """`--batch-size`, `--microbatches`, `--learning-rate`, `--seed`."""
     group = parser.add_argument_group("job")
@@ -66,7 +76,9 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """`--solver` and `--schedule`."""
     group = parser.add_argument_group("plan")
     group.add_argument("--solver", default="ilp", metavar="NAME", help="see `crowdmesh solvers`")
-    group.add_argument("--schedule", default="1f1b", choices=("gpipe", "1f1b", "eager"))
+    group.add_argument(
+        "--schedule", default="1f1b", choices=tuple(schedules()), help="see `crowdmesh solvers`"
+    )
     group.add_argument(
         "--use-all", action="store_true", help="leave no device out, even where that is slower"
     )
@@ -100,9 +112,9 @@ def profile_of(
 
 
 def problem_of(
-    arguments: argparse.Namespace, profile: ModelProfile, crowd: Crowd
+    arguments: argparse.Namespace, profile: ModelProfile, crowd: Crowd, **fields: Any
 ) -> PartitionProblem:
-    """The partition problem of the options."""
+    """The partition problem of the options; `fields` are further ones of it."""
     from ..solvers import PartitionProblem
 
     return PartitionProblem(
@@ -110,16 +122,23 @@ def problem_of(
         crowd=crowd,
         schedule=arguments.schedule,
         requires=[device.id for device in crowd.devices] if arguments.use_all else (),
+        **fields,
     )
 
 
 def read_crowd(arguments: argparse.Namespace) -> Crowd:
-    """The crowd of `--crowd` or `--speeds`.
+    """The crowd of `--crowd` or `--speeds`, with the medium of `--medium`.
 
     Raises:
         FormatError: The file does not describe a crowd.
         InvalidCrowdError: Both were given, or speeds that are no numbers.
     """
+    medium = getattr(arguments, "medium", None)
+    crowd = _read_crowd(arguments)
+    return crowd if medium is None else dataclasses.replace(crowd, medium=medium)
+
+
+def _read_crowd(arguments: argparse.Namespace) -> Crowd:
     if arguments.crowd is not None:
         if arguments.speeds is not None:
             raise InvalidCrowdError("--crowd and --speeds both describe the crowd; give one")

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 
 from ..core import values
-from ..errors import InvalidCrowdError
+from ..errors import InvalidCrowdError, InvalidValueError
 from .console import print_json
 from .inputs import (
     add_crowd_arguments,
     add_job_arguments,
     add_measure_argument,
+    add_medium_argument,
     add_plan_arguments,
     example_batch,
     find_model,
@@ -29,6 +30,8 @@ examples:
   crowdmesh plan --speeds 1,0.5,0.25 --schedule eager --solver exhaustive
   crowdmesh plan crowd.toml --output plan.json         keep it for `crowdmesh train --plan`
   crowdmesh plan crowd.toml --schedule eager --solver eager --svg plan.svg
+  crowdmesh plan crowd.toml --try-microbatches 4,8,16 --recompute auto --wire-dtype auto
+  crowdmesh plan crowd.toml --medium shared_cell       as if each cell's air were shared
 """
 
 
@@ -38,9 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="lenet", metavar="NAME", help="see `crowdmesh models`")
     parser.add_argument("--output", metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--svg", metavar="FILE", help="draw the predicted step")
+    group = parser.add_argument_group("chosen together, the shortest step wins")
+    group.add_argument(
+        "--try-microbatches", metavar="M,M,...", help="counts to choose from, instead of one"
+    )
+    group.add_argument("--recompute", default="never", choices=("never", "always", "auto"))
+    group.add_argument(
+        "--wire-dtype",
+        choices=("bfloat16", "auto"),
+        help="cast what cuts send: on all, or where it shortens the step (loses bits)",
+    )
     add_crowd_arguments(parser)
     add_job_arguments(parser)
     add_measure_argument(parser)
+    add_medium_argument(parser)
     add_plan_arguments(parser)
 
 
@@ -53,12 +67,29 @@ def run(arguments: argparse.Namespace) -> None:
     crowd = read_crowd(arguments)
     entry = find_model(arguments.model)
     job = make_job(entry, arguments)
-    from ..solvers import make_solver, solve
+    from ..solvers import make_solver, plan, solve
 
+    counts = _counts(arguments.try_microbatches)
     solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
     profiled = profile_of(arguments, job, crowd, example_batch(entry, arguments.batch_size))
-    problem = problem_of(arguments, profiled, crowd)
-    result = solve(problem, solver=solver)
+    problem = problem_of(
+        arguments, profiled, crowd, recompute=arguments.recompute, wire_dtype=arguments.wire_dtype
+    )
+    choice = None
+    if counts:
+        choice = plan(
+            profiled,
+            crowd,
+            microbatches=counts,
+            schedule=problem.schedule,
+            recompute=problem.recompute,
+            wire_dtype=problem.wire_dtype,
+            solver=solver,
+            requires=problem.requires,
+        )
+        result = choice.result
+    else:
+        result = solve(problem, solver=solver)
     if arguments.output:
         from ..record import write_atomic
 
@@ -78,7 +109,20 @@ def run(arguments: argparse.Namespace) -> None:
                 "solve_s": result.solve_s,
                 "solver": result.solver,
                 "left_out": dict(result.left_out),
+                "notes": list(result.notes),
+                "tried": choice.choices if choice is not None else (),
             }
         )
     else:
-        print(result.explain())
+        print((choice or result).explain())
+
+
+def _counts(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidValueError(
+            f"--try-microbatches must be counts between commas, 4,8,16 say; got {text!r}"
+        ) from None

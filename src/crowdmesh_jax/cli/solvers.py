@@ -1,4 +1,4 @@
-"""`crowdmesh solvers`: partition and coalition solvers, and the MIP backends found here."""
+"""`crowdmesh solvers`: solvers, schedules and the MIP backends found here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from .console import print_json, print_table
 
-HELP = "list the solvers and the backends found on this machine"
+HELP = "list the solvers, the schedules and the backends found on this machine"
 EXAMPLES = """\
 examples:
   crowdmesh solvers
@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints one row per solver, then the backends."""
+    """Prints one row per solver and schedule, then the backends."""
+    from ..core import schedules
     from ..solvers import available_backends, coalition_solvers, solvers
 
     found, backends, grouping = solvers(), available_backends(), coalition_solvers()
@@ -28,10 +29,12 @@ def run(arguments: argparse.Namespace) -> None:
             {
                 "solvers": dict(found),
                 "coalition_solvers": dict(grouping),
+                "schedules": dict(schedules()),
                 "backends": list(backends),
             }
         )
         return
     print_table(("solver", "who runs which layers"), found.items())
     print_table(("coalition solver", "who trains together"), grouping.items())
+    print_table(("schedule", "in which order a stage works"), schedules().items())
     print(f"backends of ilp: {', '.join(backends)}")

@@ -3,6 +3,15 @@
 Pure Python. It loads no jax and no solver, so every process may import it.
 """
 
+from .builders import (
+    ScheduleBuilder,
+    make_schedule,
+    schedule_for,
+    schedules,
+    search_schedule,
+    warmup_depths,
+    weight_delays,
+)
 from .coalition import CoalitionStructure
 from .cost import (
     Prediction,
@@ -25,6 +34,11 @@ from .crowd import (
     Device,
     DeviceId,
     Link,
+    Medium,
+)
+from .links import (
+    occupied_s,
+    pair_times,
 )
 from .memory import (
     COMPILE_PEAK_BYTES,
@@ -35,6 +49,7 @@ from .plan import (
     PipelinePlan,
     Share,
     Stage,
+    WireDtype,
 )
 from .profile import (
     LayerProfile,
@@ -45,11 +60,8 @@ from .schedule import (
     Op,
     OpKind,
     Schedule,
-    ScheduleBuilder,
+    check_runnable,
     check_schedule,
-    make_schedule,
-    schedule_for,
-    warmup_depths,
 )
 from .timeline import (
     CutTimes,
@@ -85,6 +97,7 @@ __all__ = [
     "LayerProfile",
     "LayerSeconds",
     "Link",
+    "Medium",
     "MemoryBreakdown",
     "ModelProfile",
     "Op",
@@ -100,6 +113,8 @@ __all__ = [
     "TimedOp",
     "TimedTransfer",
     "Timeline",
+    "WireDtype",
+    "check_runnable",
     "check_schedule",
     "closed_form",
     "cut_times",
@@ -111,10 +126,14 @@ __all__ = [
     "from_toml",
     "load",
     "make_schedule",
+    "occupied_s",
+    "pair_times",
     "period_s",
     "predict",
     "row_shares",
     "schedule_for",
+    "schedules",
+    "search_schedule",
     "stage_memory",
     "stage_times",
     "step_time_s",
@@ -123,4 +142,5 @@ __all__ = [
     "to_plain",
     "to_toml",
     "warmup_depths",
+    "weight_delays",
 ]

@@ -10,7 +10,8 @@ has `d_s` microbatches in flight.
 
     T = max over windows s..u of  [sum of C_s..C_u + round trips inside] / (d_s - d_u + 1)
 
-and the occupation of each link direction. For 1F1B (`d_s = S - s`) the divisor is the number of
+and the occupation of each link direction; where transfers share channels (`CutTimes`), that of each
+channel, summed over all cuts and directions. For 1F1B (`d_s = S - s`) the divisor is the number of
 stages in the window; for `eager` it is about twice that, so that `T` is close to the slowest stage
 or link.
 
@@ -32,6 +33,11 @@ problems each, for the plan that `R_0 + (M - 1) T` picks (medians below 1 %; the
 10 % and 14 % for 1F1B, 25 % and 19 % for `eager`), and at most 18 % on random plans that no solver
 would pick. So plans are ranked by `evaluate` in the end.
 
+**Split backward** (`zb-h1`). Weight parts lie on no path but their own stage's: a window counts
+them for its first stage alone, where the next forward waits for them. In a step no forward or
+backward starts later than under 1F1B, and the last weight parts, `k` more than one, end at most
+`k weight_s` later: the bound is that of 1F1B with so much more `reduce_s`.
+
 It knows nothing of search.
 """
 
@@ -40,15 +46,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..errors import InvalidPlanError, InvalidValueError
-from .crowd import Crowd, DeviceId, Link
+from .builders import BUILT_IN, ScheduleBuilder, schedule_for, warmup_depths, weight_delays
+from .crowd import Crowd, DeviceId
+from .links import link_between, occupied_s, pair_times
 from .memory import COMPILE_PEAK_BYTES, MemoryBreakdown, stage_memory
 from .plan import PipelinePlan, Stage
 from .profile import ModelProfile
-from .schedule import BUILT_IN, ScheduleBuilder, schedule_for, warmup_depths
 from .timeline import CutTimes, StageTimes, Timeline, evaluate
 
 
@@ -62,6 +69,7 @@ class StagePrediction:
     forward_s: float
     """0 on the last stage: its forward is part of the program that runs loss and backward."""
     backward_s: float
+    """All of it, also where it is split."""
     update_s: float
     memory: MemoryBreakdown
     """Of a shared stage, that of the device with the most rows."""
@@ -72,6 +80,8 @@ class StagePrediction:
     """Seconds to send the output downstream; None on the last stage."""
     cut_backward_s: float | None
     """Seconds for the gradient to come back over the same cut."""
+    weight_s: float = 0.0
+    """The part of `backward_s` that a split backward may do later."""
 
     @property
     def compute_s(self) -> float:
@@ -89,7 +99,8 @@ class Prediction:
     first_microbatch_s: float
     """R_0."""
     closed_form_step_s: float
-    """An upper bound of `step_s`, or `step_s` itself under a schedule without a closed form."""
+    """An upper bound of `step_s`; `step_s` itself where there is none, under a schedule without a
+    closed form or where transfers share channels."""
     timeline: Timeline
     stages: tuple[StagePrediction, ...]
 
@@ -99,9 +110,12 @@ def stage_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tupl
 
     The last stage's forward, loss and backward are one program, run where the schedule says
     backward: its forward takes 0, its backward both. Recomputation adds the forward to backward.
-    A shared stage takes as long as its slowest device with that one's rows; after the last backward
-    its devices sum gradients in a ring, 2 (g - 1) / g of their bytes over the slowest link between
-    them (as Asteroid, arXiv 2408.08015, by two re-implementations).
+    A split backward leaves both with the part that computes the input's gradient (so the last
+    stage's `B` is forward, loss and that part); the weight part is the sum of its layers', see
+    `ModelProfile.weight_seconds`. A shared stage takes as long as its slowest device with that
+    one's rows; after the last backward its devices sum gradients in a ring, 2 (g - 1) / g of their
+    bytes over the slowest link between them (as Asteroid, arXiv 2408.08015, by two
+    re-implementations).
 
     Raises:
         InvalidPlanError: The plan is for another number of layers or microbatches.
@@ -110,12 +124,16 @@ def stage_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tupl
     _check_plan(profile, plan)
     found = []
     for index, stage in enumerate(plan.stages):
-        forward_s = backward_s = update_s = 0.0
+        forward_s = backward_s = update_s = weight_s = 0.0
         for device, share in row_shares(profile, index, stage):
-            rows = profile.layer_seconds(crowd, device)[stage.first_layer : stage.last_layer + 1]
+            all_rows = profile.layer_seconds(crowd, device)
+            rows = all_rows[stage.first_layer : stage.last_layer + 1]
+            weights = profile.weight_seconds(all_rows)[stage.first_layer : stage.last_layer + 1]
             forward_s = max(forward_s, share * math.fsum(row.forward_s for row in rows))
             backward_s = max(backward_s, share * math.fsum(row.backward_s for row in rows))
+            weight_s = max(weight_s, share * math.fsum(weights))
             update_s = max(update_s, math.fsum(row.update_s for row in rows))
+        weight_s = min(weight_s, backward_s)  # a sum of parts may round above that of the wholes
         if index == len(plan.stages) - 1:
             forward_s, backward_s = 0.0, forward_s + backward_s
         elif stage.recompute:
@@ -126,6 +144,7 @@ def stage_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tupl
                 backward_s=backward_s,
                 update_s=update_s,
                 reduce_s=_ring_s(profile, crowd, index, stage),
+                weight_s=weight_s,
             )
         )
     return tuple(found)
@@ -153,7 +172,7 @@ def _ring_s(profile: ModelProfile, crowd: Crowd, index: int, stage: Stage) -> fl
     if len(devices) == 1:
         return 0.0
     ring = [
-        _link(crowd, f"stage {index} is shared by {a!r} and {b!r}", a, b)
+        link_between(crowd, f"stage {index} is shared by {a!r} and {b!r}", a, b)
         for a, b in zip(devices, (*devices[1:], devices[0]), strict=True)
     ]
     count = len(devices)
@@ -173,30 +192,10 @@ def cut_times(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> tuple[
     found = []
     for index, (left, right) in enumerate(pairwise(plan.stages)):
         why = f"stages {index} and {index + 1} are neighbours"
-        down = [_link(crowd, why, a, b) for a in left.devices for b in right.devices]
-        back = [_link(crowd, why, b, a) for a in left.devices for b in right.devices]
-        forward_bytes, backward_bytes = profile.cut_bytes(right.first_layer)
-        # Between groups: all rows over the slowest link of any pair, as Asteroid counts it.
-        found.append(
-            CutTimes(
-                forward_latency_s=max(link.latency_s for link in down),
-                forward_transfer_s=forward_bytes / min(link.bandwidth_bytes_per_s for link in down),
-                backward_latency_s=max(link.latency_s for link in back),
-                backward_transfer_s=backward_bytes
-                / min(link.bandwidth_bytes_per_s for link in back),
-            )
-        )
+        pairs = [(a, b) for a in left.devices for b in right.devices]
+        sizes = profile.cut_bytes(right.first_layer, left.wire_dtype)
+        found.append(pair_times(crowd, pairs, *sizes, why=why))
     return tuple(found)
-
-
-def _link(crowd: Crowd, why: str, source: str, target: str) -> Link:
-    link = crowd.link(source, target)
-    if link is None:
-        raise InvalidPlanError(
-            f"{why}, but there is no link {source!r} -> {target!r};"
-            " add the link, a default_link, or another device order"
-        )
-    return link
 
 
 def _check_plan(profile: ModelProfile, plan: PipelinePlan) -> None:
@@ -216,6 +215,7 @@ def period_s(
     round_trip_s: Sequence[float],
     depths: Sequence[int],
     link_s: Sequence[float] = (),
+    weight_s: Sequence[float] = (),
 ) -> float:
     """T, the steady seconds per microbatch (see the module).
 
@@ -223,7 +223,8 @@ def period_s(
         compute_s: C_s, forward and backward of a microbatch, per stage.
         round_trip_s: Latency and transfer both ways, per cut (one less).
         depths: d_s, microbatches in flight, per stage; never rises downstream.
-        link_s: Seconds that a microbatch occupies each cut's busier direction.
+        link_s: Seconds that a microbatch occupies each cut's busier direction, or each channel.
+        weight_s: Of `compute_s`, what a split backward does in ops of their own, per stage.
 
     Raises:
         InvalidValueError: Lengths differ, or depths rise.
@@ -241,6 +242,8 @@ def period_s(
         window_s = 0.0
         for last in range(first, count):
             window_s += compute_s[last] + (round_trip_s[last - 1] if last > first else 0.0)
+            if weight_s and last > first:
+                window_s -= weight_s[last]
             slowest = max(slowest, window_s / (depths[first] - depths[last] + 1))
     return slowest
 
@@ -267,6 +270,11 @@ def closed_form(
 ) -> tuple[float, float]:
     """Step time and period of a built-in schedule, without laying out a timeline.
 
+    Where cuts share channels, T is a lower bound of the steady period (the channels' occupation is
+    in it, waiting for each other in an unlucky order is not), and there is no upper bound of the
+    step: `step_s` is then an estimate, that of the chain with its own links but no shorter than
+    R_0 + (M - 1) T.
+
     Returns:
         `(step_s, period_s)`: a bound that `evaluate(...).step_s` never exceeds, and T.
 
@@ -274,6 +282,15 @@ def closed_form(
         ScheduleError: A schedule without a closed form, or warm-ups that fit none.
     """
     depths = warmup_depths(schedule, len(stages), microbatches, warmups)
+    weight_s: list[float] = []
+    if schedule == "zb-h1":
+        weight_s = [t.weight_s for t in stages]
+        delays = weight_delays(len(stages), microbatches, warmups)
+        stages = [
+            replace(times, reduce_s=times.reduce_s + delay * times.weight_s)
+            for times, delay in zip(stages, delays, strict=True)
+        ]
+        warmups = None
     forward_s = [t.forward_s for t in stages]
     backward_s = [t.backward_s for t in stages]
     down_s = [cut.forward_transfer_s for cut in cuts]
@@ -289,7 +306,14 @@ def closed_form(
         period = max(forward_s + down_s) + max(backward_s + back_s)
     else:
         endless = warmup_depths(schedule, len(stages), sys.maxsize, warmups)  # T is a limit: no cap
-        period = period_s(compute_s, round_trip_s, endless, [cut.busiest_s for cut in cuts])
+        period = period_s(
+            compute_s, round_trip_s, endless, [cut.busiest_s for cut in cuts], weight_s
+        )
+    shared = occupied_s(cuts)
+    if shared:
+        period = max(period, *shared.values())
+        simple_s = first_microbatch_s(stages, cuts) + (microbatches - 1) * period
+        bound_s = max(bound_s, simple_s)
     return bound_s + _commit_delay_s(stages, cuts), period
 
 
@@ -356,7 +380,9 @@ def _commit_delay_s(stages: Sequence[StageTimes], cuts: Sequence[CutTimes]) -> f
 
 
 def step_time_s(profile: ModelProfile, crowd: Crowd, plan: PipelinePlan) -> float:
-    """The closed form of a plan's step time; `evaluate` never gives more.
+    """The closed form of a plan's step time; `evaluate` never gives more in a full-duplex crowd.
+
+    Under another medium it is an estimate, see `closed_form`.
 
     Raises:
         InvalidPlanError: The plan does not fit the profile or the crowd.
@@ -392,12 +418,15 @@ def predict(
     if plan.schedule in BUILT_IN and plan.schedule not in (builders or {}):
         warmups = [stage.warmup for stage in plan.stages]
         closed_s, period = closed_form(plan.schedule, plan.microbatches, stages, cuts, warmups)
+        if occupied_s(cuts):
+            closed_s = timeline.step_s
     else:
         closed_s = timeline.step_s
         period = max(0.0, timeline.commit_s - first_s) / max(1, plan.microbatches - 1)
     predictions = []
     for index, (stage, times) in enumerate(zip(plan.stages, stages, strict=True)):
         in_flight = schedule.max_in_flight(index)
+        awaiting_weight = schedule.max_awaiting_weight(index)
         cut = cuts[index] if index < len(cuts) else None
         predictions.append(
             StagePrediction(
@@ -413,6 +442,7 @@ def predict(
                     stage_index=index,
                     num_stages=len(stages),
                     in_flight=in_flight,
+                    awaiting_weight=awaiting_weight,
                     compile_peak_bytes=compile_peak_bytes,
                     rows_share=max(share for _, share in row_shares(profile, index, stage)),
                 ),
@@ -420,6 +450,7 @@ def predict(
                 idle_share=timeline.bubble_share[index],
                 cut_forward_s=cut.forward_s if cut else None,
                 cut_backward_s=cut.backward_s if cut else None,
+                weight_s=times.weight_s,
             )
         )
     return Prediction(

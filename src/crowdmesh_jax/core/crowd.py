@@ -9,12 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NewType
+from typing import Literal, NewType, get_args
 
 from ..errors import InvalidCrowdError
 from . import values
 
 DeviceId = NewType("DeviceId", str)
+
+Medium = Literal["full_duplex", "half_duplex", "shared_cell"]
+"""What transfers share: nothing, the two directions of a link, or the air of a radio cell."""
 
 LOOPBACK_BYTES_PER_S = 1.0e9
 LOOPBACK_LATENCY_S = 7.0e-4
@@ -36,7 +39,8 @@ class Access:
     """How a device reaches the others through an access point or a base station.
 
     From `a` to `b` goes up from `a` and down to `b`: the slower of the two rates, both latencies.
-    Between cells the crowd's `backhaul` comes in, if it has one.
+    Between cells the crowd's `backhaul` comes in, if it has one. Under the crowd's medium
+    `shared_cell` both ways take turns within a cell, see `Crowd`.
     """
 
     uplink_bytes_per_s: float
@@ -151,6 +155,14 @@ class Crowd:
     Pairs without a link of their own go through both devices' `access` (and through `backhaul`,
     where there is one and their cells differ), else use `default_link`; with `default_link=None`
     they cannot talk.
+
+    **Medium.** `full_duplex`: each direction of each link is its own. `half_duplex`: both
+    directions of a link share its time. `shared_cell`: all transfers of the devices of one
+    `Access.cell` share the cell's air, one at a time. Within a cell the access point repeats what
+    it hears, so a transfer has the air for its way up and its way down, one after the other:
+    `n / up + n / down`. Between cells it streams at the slowest rate of its way and has the air of
+    both cells while it does. Devices without a cell, and pairs with a link of their own, share
+    nothing. It is the planner's view: emulated links do not share.
     """
 
     devices: tuple[Device, ...]
@@ -158,10 +170,16 @@ class Crowd:
     default_link: DefaultLink | None = None
     backhaul: Backhaul | None = None
     """None: nothing between the cells is slower than the devices' own access."""
+    medium: Medium = "full_duplex"
+    """What transfers share; see the class."""
     _by_id: dict[str, Device] = field(init=False, repr=False, compare=False)
     _by_pair: dict[tuple[str, str], Link] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.medium not in get_args(Medium):
+            raise InvalidCrowdError(
+                f"medium must be one of {', '.join(get_args(Medium))}, got {self.medium!r}"
+            )
         by_id = {device.id: device for device in self.devices}
         if not self.devices:
             raise InvalidCrowdError("a crowd needs at least one device")
@@ -251,6 +269,10 @@ class Crowd:
         up, down = self._by_id[source].access, self._by_id[target].access
         if up is not None and down is not None:
             bandwidth_bytes_per_s = min(up.uplink_bytes_per_s, down.downlink_bytes_per_s)
+            if self.medium == "shared_cell" and up.cell and up.cell == down.cell:
+                bandwidth_bytes_per_s = 1 / (
+                    1 / up.uplink_bytes_per_s + 1 / down.downlink_bytes_per_s
+                )
             latency_s = up.latency_s + down.latency_s
             if self.backhaul is not None and up.cell != down.cell:
                 bandwidth_bytes_per_s = min(
@@ -271,3 +293,18 @@ class Crowd:
             bandwidth_bytes_per_s=self.default_link.bandwidth_bytes_per_s,
             latency_s=self.default_link.latency_s,
         )
+
+    def channels(self, source: str, target: str) -> tuple[str, ...]:
+        """What a transfer from `source` to `target` has for itself while it lasts.
+
+        Transfers with a channel in common take turns. (): it shares nothing.
+        """
+        if self.medium == "half_duplex":
+            return (" - ".join(sorted((source, target))),)
+        if self.medium == "full_duplex" or (source, target) in self._by_pair:
+            return ()
+        ends = (self.device(source).access, self.device(target).access)
+        if None in ends:
+            return ()
+        cells = {access.cell for access in ends if access is not None and access.cell}
+        return tuple(f"cell {cell}" for cell in sorted(cells))

@@ -95,6 +95,7 @@ def stage_memory(
     stage_index: int,
     num_stages: int,
     in_flight: int,
+    awaiting_weight: int = 0,
     credits: int = CREDITS,
     snapshots: int = 0,
     log_steps: int = 0,
@@ -131,6 +132,7 @@ def stage_memory(
         raise InvalidValueError(f"stage_index must lie in 0..{num_stages - 1}, got {stage_index}")
     counts = {
         "in_flight": in_flight,
+        "awaiting_weight": awaiting_weight,
         "credits": credits,
         "snapshots": snapshots,
         "log_steps": log_steps,
@@ -149,7 +151,8 @@ def stage_memory(
     residual_bytes = sum(layer.residual_bytes for layer in layers)
     input_bytes = before.output_bytes if before is not None else profile.input_bytes
     waiting_bytes = input_bytes + (profile.target_bytes if is_last else 0)
-    keeping = 1 if stage.recompute or is_last else in_flight
+    keeping = max(1, awaiting_weight) if stage.recompute or is_last else in_flight
+    halfway_bytes = awaiting_weight * sum(layer.gradient_bytes for layer in layers)
     names = {layer.name for layer in layers}
     borrowed_bytes = sum(
         size for layer in layers for owner, size in layer.borrows if owner not in names
@@ -160,7 +163,9 @@ def stage_memory(
         for owner, size in layer.borrows
         if owner in names and layer.name not in names
     )
-    stash_bytes = math.ceil(rows_share * (in_flight * waiting_bytes + keeping * residual_bytes))
+    stash_bytes = math.ceil(
+        rows_share * (in_flight * waiting_bytes + keeping * residual_bytes + halfway_bytes)
+    )
     temp_bytes = max(layer.temp_bytes for layer in layers)
     update_temp_bytes = sum(layer.update_temp_bytes for layer in layers)
     sent_bytes = (before.gradient_bytes if before else 0) + (after.output_bytes if after else 0)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import InvalidPlanError
 from . import values
 from .crowd import DeviceId
+
+WireDtype = Literal["bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,11 @@ class Stage:
     recompute: bool = False
     """Backward recomputes the forward instead of keeping residuals."""
     warmup: int | None = None
-    """Microbatches in flight under `eager`; None: the schedule's own rule."""
+    """Microbatches in flight under `eager` and `zb-h1`; None: the schedule's own rule."""
+    wire_dtype: WireDtype | None = None
+    """What float32 values are cast to where they cross the cut after this stage, activations down
+    and gradients back; they are cast back at once. None: they travel as computed. It loses bits:
+    results are bit-equal to those of the same plan in one process, not to those without it."""
     shares: tuple[Share, ...] = ()
     """Devices that split each microbatch's rows and sum gradients, `device` first; (): `device`
     alone. Planned and predicted only: this release runs one device a stage."""
@@ -54,7 +61,7 @@ class PipelinePlan:
     num_layers: int
     microbatches: int
     schedule: str = "1f1b"
-    """Name of a schedule: "gpipe", "1f1b", "eager" or a registered one."""
+    """Name of a schedule, see `schedules()`: "gpipe", "1f1b", "eager", "zb-h1" or a plug-in."""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -83,6 +90,12 @@ class PipelinePlan:
             expected = stage.last_layer + 1
         if expected != self.num_layers:
             raise InvalidPlanError(f"stages end at layer {expected - 1} of {self.num_layers - 1}")
+        last = self.stages[-1]
+        if last.wire_dtype is not None:
+            raise InvalidPlanError(
+                f"stage {len(self.stages) - 1} ({last.device}): wire_dtype is for the cut after a"
+                f" stage, and there is none after the last; got {last.wire_dtype!r}"
+            )
         devices = [device for stage in self.stages for device in stage.devices]
         if len(set(devices)) != len(devices):
             twice = next(d for d in devices if devices.count(d) > 1)

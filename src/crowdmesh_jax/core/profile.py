@@ -6,8 +6,8 @@ All sizes and seconds are for one microbatch. Knows nothing of JAX or of how fig
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..errors import InvalidValueError
 from .crowd import Crowd
@@ -31,6 +31,10 @@ class LayerProfile:
     """Cotangent of that activation, which comes back; 0 where nothing does."""
     residual_bytes: int = 0
     """Kept from forward to backward per microbatch, without the stage input."""
+    output_float32_bytes: int | None = None
+    """The part of `output_bytes` that a cut may cast to a smaller type; None: all of it."""
+    gradient_float32_bytes: int | None = None
+    """The same of `gradient_bytes`."""
     parameter_count: int = 0
     temp_bytes: int = 0
     """What a stage needs while it runs this layer, beyond what it keeps: one layer at a time."""
@@ -45,12 +49,21 @@ class LayerProfile:
         for name in (
             "forward_flops", "backward_flops", "parameter_bytes", "optimizer_bytes",
             "state_bytes", "output_bytes", "gradient_bytes", "residual_bytes", "parameter_count",
-            "temp_bytes", "update_temp_bytes", "program_ops",
+            "temp_bytes", "update_temp_bytes", "program_ops", "output_float32_bytes",
+            "gradient_float32_bytes",
         ):  # fmt: skip
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InvalidValueError(
                     f"layer {self.name!r}: {name} must be finite and >= 0, got {value}"
+                )
+        for part, whole in (("output_float32_bytes", "output_bytes"),
+                            ("gradient_float32_bytes", "gradient_bytes")):  # fmt: skip
+            value = getattr(self, part)
+            if value is not None and value > getattr(self, whole):
+                raise InvalidValueError(
+                    f"layer {self.name!r}: {part} {value} is a part of {whole},"
+                    f" {getattr(self, whole)}"
                 )
         for owner, value in self.borrows:
             if not (math.isfinite(value) and value >= 0):
@@ -60,6 +73,11 @@ class LayerProfile:
                 )
 
 
+WEIGHT_SHARE = 0.5
+"""Of a layer's backward, the part that computes gradients of its weights, where nobody measured it.
+For matrix products and convolutions both halves take as many multiplications."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSeconds:
     """Seconds that one device takes for one layer: per microbatch, and per step for the update."""
@@ -67,12 +85,19 @@ class LayerSeconds:
     forward_s: float
     backward_s: float
     update_s: float = 0.0
+    weight_s: float | None = None
+    """The part of `backward_s` that computes gradients of the layer's weights; None: not measured,
+    see `ModelProfile.weight_seconds`."""
 
     def __post_init__(self) -> None:
-        for name in ("forward_s", "backward_s", "update_s"):
+        for name in ("forward_s", "backward_s", "update_s", "weight_s"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InvalidValueError(f"{name} must be finite and >= 0, got {value}")
+        if self.weight_s is not None and self.weight_s > self.backward_s:
+            raise InvalidValueError(
+                f"weight_s {self.weight_s} is a part of backward_s {self.backward_s}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +150,107 @@ class ModelProfile:
             for layer in self.layers
         )
 
-    def cut_bytes(self, cut: int) -> tuple[int, int]:
-        """Bytes per microbatch that cross the cut before layer `cut`: (downstream, back)."""
+    def weight_seconds(self, seconds: Sequence[LayerSeconds]) -> tuple[float, ...]:
+        """Per layer, the part of its backward that a split backward may do later.
+
+        As measured, if it was. Else: of layer 0 all, since nobody needs the gradient of its input;
+        of a layer without parameters nothing; of the others `WEIGHT_SHARE`.
+        """
+        found = []
+        for index, (layer, row) in enumerate(zip(self.layers, seconds, strict=True)):
+            if row.weight_s is not None:
+                found.append(row.weight_s)
+            elif not (layer.parameter_bytes or layer.parameter_count or layer.borrows):
+                found.append(0.0)
+            else:
+                found.append(row.backward_s * (1.0 if index == 0 else WEIGHT_SHARE))
+        return tuple(found)
+
+    def cut_bytes(self, cut: int, wire_dtype: str | None = None) -> tuple[int, int]:
+        """Bytes per microbatch that cross the cut before layer `cut`: (downstream, back).
+
+        Args:
+            wire_dtype: What float32 values travel as; "bfloat16" halves them.
+        """
         if not 0 < cut < len(self.layers):
             raise InvalidValueError(f"cut must lie in 1..{len(self.layers) - 1}, got {cut}")
         before = self.layers[cut - 1]
-        return before.output_bytes, before.gradient_bytes
+        if wire_dtype is None:
+            return before.output_bytes, before.gradient_bytes
+        return (
+            _cast_bytes(before.output_bytes, before.output_float32_bytes),
+            _cast_bytes(before.gradient_bytes, before.gradient_float32_bytes),
+        )
+
+    def with_microbatches(self, count: int) -> ModelProfile:
+        """The same job with `count` microbatches a step, as it can be told from this profile.
+
+        The rows of a step stay, so each microbatch has more or fewer of them; what the profile says
+        of a microbatch is scaled with its rows: seconds, flops, activations, residuals. Working
+        memory grows with rows, and is not taken to shrink with them, since a part of it belongs to
+        parameters. Updates stay as they are. That seconds go with rows is an assumption: devices
+        are slower per row with few rows, which only a profile of that count shows, so counts far
+        above the profiled one are flattered.
+
+        Raises:
+            InvalidValueError: The rows of a step cannot be divided so.
+        """
+        rows = self.microbatches * self.microbatch_size
+        if count < 1 or rows % count:
+            fitting = [n for n in range(1, rows + 1) if rows % n == 0]
+            raise InvalidValueError(
+                f"{rows} rows a step cannot be cut into {count} equal microbatches;"
+                f" possible are {', '.join(map(str, fitting[:12]))}"
+                + (", ..." if len(fitting) > 12 else "")
+            )
+        if count == self.microbatches:
+            return self
+        scale = self.microbatches / count
+
+        def size(value: int) -> int:
+            # Exact where rows divide the bytes, as they do in whole arrays.
+            return -(-value * self.microbatches // count)
+
+        layers = tuple(
+            replace(
+                layer,
+                forward_flops=layer.forward_flops * scale,
+                backward_flops=layer.backward_flops * scale,
+                output_bytes=size(layer.output_bytes),
+                gradient_bytes=size(layer.gradient_bytes),
+                residual_bytes=size(layer.residual_bytes),
+                temp_bytes=max(layer.temp_bytes, size(layer.temp_bytes)),
+                **{
+                    name: None if getattr(layer, name) is None else size(getattr(layer, name))
+                    for name in ("output_float32_bytes", "gradient_float32_bytes")
+                },
+            )
+            for layer in self.layers
+        )
+        seconds = {
+            device: tuple(
+                replace(
+                    row,
+                    forward_s=row.forward_s * scale,
+                    backward_s=row.backward_s * scale,
+                    weight_s=None if row.weight_s is None else row.weight_s * scale,
+                )
+                for row in rows_of
+            )
+            for device, rows_of in self.seconds.items()
+        }
+        return replace(
+            self,
+            layers=layers,
+            microbatches=count,
+            microbatch_size=rows // count,
+            input_bytes=size(self.input_bytes),
+            target_bytes=size(self.target_bytes),
+            seconds=seconds,
+        )
+
+
+def _cast_bytes(size_bytes: int, float32_bytes: int | None) -> int:
+    """Bytes with all float32 values as half as many."""
+    part = size_bytes if float32_bytes is None else float32_bytes
+    return size_bytes - part // 2

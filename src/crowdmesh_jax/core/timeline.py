@@ -7,15 +7,20 @@ Rules of the clock:
   those of `B m` of stage `s + 1` cross it back. A transfer occupies its link direction for
   `transfer_s` (bytes / bandwidth) and arrives `latency_s` after it has left: latency delays, but
   does not occupy. Directions are independent (full duplex), each serves its transfers in the order
-  in which they become ready, and none of it costs the stages time.
-- After its last backward a stage takes `reduce_s` for the scalars that the optimizer mixes across
+  in which they become ready, and none of it costs the stages time. Transfers that share a channel
+  (`CutTimes.forward_channels`: a half-duplex link, the air of a cell) take turns, see `contention`.
+- Where the backward is split (ops `W`), `B m` takes what is left of the backward without its weight
+  part, and the gradient leaves for upstream then; `W m` takes `weight_s`, once `B m` is done.
+- After its last op a stage takes `reduce_s` for the scalars that the optimizer mixes across
   layers (0 for most); they ride up the chain, paying latencies only.
-- **Commit point**: stage 0 has ended its last backward and holds those scalars. `Commit` travels
+- **Commit point**: stage 0 has ended its last op and holds those scalars. `Commit` travels
   down, paying latencies only; each stage applies its update (`update_s`) when it arrives, and runs
   the next step's ops after that. So stage 0 starts the next step as soon as it has applied.
 
-Every order above is fixed by the schedule, so start times are a longest path over the event graph;
-the computation here is that path, not a simulation with a clock. It knows nothing of devices.
+Where no channel is shared, every order above is fixed by the schedule, so start times are a longest
+path over the event graph; the computation here is that path, not a simulation with a clock. Shared
+channels serve in an order that depends on times: there a simulation runs. It knows nothing of
+devices.
 """
 
 from __future__ import annotations
@@ -45,11 +50,18 @@ class StageTimes:
 
     forward_s: float
     backward_s: float
+    """All of the backward, whether it is split or not."""
     update_s: float = 0.0
     reduce_s: float = 0.0
+    weight_s: float = 0.0
+    """The part of `backward_s` that a split backward may do later: gradients of the weights."""
 
     def __post_init__(self) -> None:
-        _check(self, "forward_s", "backward_s", "update_s", "reduce_s")
+        _check(self, "forward_s", "backward_s", "update_s", "reduce_s", "weight_s")
+        if self.weight_s > self.backward_s:
+            raise InvalidValueError(
+                f"StageTimes: weight_s {self.weight_s} is a part of backward_s {self.backward_s}"
+            )
 
     @property
     def compute_s(self) -> float:
@@ -65,6 +77,10 @@ class CutTimes:
     forward_transfer_s: float = 0.0
     backward_latency_s: float = 0.0
     backward_transfer_s: float = 0.0
+    forward_channels: tuple[str, ...] = ()
+    """What a transfer downstream has for itself while it lasts: those with a channel in common, of
+    any cut and direction, take turns. (): its own direction of this cut alone."""
+    backward_channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(
@@ -91,7 +107,9 @@ class CutTimes:
 
     @property
     def busiest_s(self) -> float:
-        """Seconds that the busier direction is occupied per microbatch."""
+        """Seconds that the busier direction is occupied per microbatch; both, if they share it."""
+        if not set(self.forward_channels).isdisjoint(self.backward_channels):
+            return self.forward_transfer_s + self.backward_transfer_s
         return max(self.forward_transfer_s, self.backward_transfer_s)
 
 
@@ -162,10 +180,14 @@ def evaluate(
         (15.0, 15.0)
     """
     ops: list[TimedOp] = []
-    starts, commit_s = _longest_path(schedule, stages, cuts, [0.0] * len(stages), ops)
+    sent: list[TimedTransfer] = []
+    starts, commit_s = _one_step(schedule, stages, cuts, [0.0] * len(stages), ops, sent)
     step_s = _steady_step_s(schedule, stages, cuts, starts, commit_s)
     ops.sort(key=lambda op: op.stage)  # stable: time order within a stage
-    transfers = _transfers(ops, cuts)
+    if sent:
+        transfers = sorted(sent, key=lambda t: (t.cut, t.direction == "backward", t.start_s))
+    else:
+        transfers = _transfers(ops, cuts)
     microbatches = schedule.num_microbatches
     busy_s = [microbatches * t.compute_s + t.update_s + t.reduce_s for t in stages]
     return Timeline(
@@ -188,7 +210,7 @@ def evaluate_step_s(
     schedule: Schedule, stages: Sequence[StageTimes], cuts: Sequence[CutTimes]
 ) -> float:
     """`evaluate(...).step_s` alone, several times faster: for solvers that rank many plans."""
-    starts, commit_s = _longest_path(schedule, stages, cuts, [0.0] * len(stages), None)
+    starts, commit_s = _one_step(schedule, stages, cuts, [0.0] * len(stages), None, None)
     return _steady_step_s(schedule, stages, cuts, starts, commit_s)
 
 
@@ -204,7 +226,8 @@ def _steady_step_s(
     commit_s: float,
 ) -> float:
     # At a commit point no op or transfer of the step is left, and from it each stage's release
-    # is a fixed delay. So the second step already is the steady one: the same graph, released late.
+    # is a fixed delay. So the second step already is the steady one: the same graph, released late,
+    # and with shared channels the same simulation from the same state.
     released, down_s = [], 0.0
     for stage, times in enumerate(stages):
         released.append(down_s + times.update_s)
@@ -213,7 +236,55 @@ def _steady_step_s(
     first = released[0]
     if all(late <= first + start for late, start in zip(released, starts, strict=True)):
         return first + commit_s  # nobody is later than the first microbatch: all shifts by stage 0
-    return _longest_path(schedule, stages, cuts, released, None)[1]
+    return _one_step(schedule, stages, cuts, released, None, None)[1]
+
+
+def _one_step(
+    schedule: Schedule,
+    stages: Sequence[StageTimes],
+    cuts: Sequence[CutTimes],
+    released: list[float],
+    timed: list[TimedOp] | None,
+    sent: list[TimedTransfer] | None,
+) -> tuple[list[float], float]:
+    """Start of each stage's first op, and the commit point; appends to the lists where given.
+
+    `released[s]`: when stage `s` may start.
+    """
+    if any(cut.forward_channels or cut.backward_channels for cut in cuts):
+        from .contention import simulate
+
+        _check_lengths(schedule, stages, cuts)
+        starts, free = simulate(schedule, stages, cuts, released, timed, sent)
+    else:
+        starts, free = _longest_path(schedule, stages, cuts, released, timed)
+    scalars_s = 0.0
+    for stage in range(len(stages) - 1, -1, -1):
+        scalars_s = max(scalars_s, free[stage] + stages[stage].reduce_s)
+        if stage:
+            scalars_s += cuts[stage - 1].backward_latency_s
+    return starts, scalars_s
+
+
+def _check_lengths(
+    schedule: Schedule, stages: Sequence[StageTimes], cuts: Sequence[CutTimes]
+) -> None:
+    num_stages = schedule.num_stages
+    if num_stages == 0 or len(stages) != num_stages or len(cuts) != num_stages - 1:
+        raise ScheduleError(
+            f"schedule {schedule.name!r} has {num_stages} stages, given are times of"
+            f" {len(stages)} stages and {len(cuts)} cuts (one less than stages)"
+        )
+
+
+def deadlock(schedule: Schedule, position: Sequence[int]) -> ScheduleError:
+    """What to say of stages that wait for each other for ever."""
+    stuck = ", ".join(
+        f"stage {s} at {ops[at]}"
+        for s, (ops, at) in enumerate(zip(schedule.ops, position, strict=True))
+        if at < len(ops)
+    )
+    return ScheduleError(f"schedule {schedule.name!r} deadlocks: {stuck}")
 
 
 def _longest_path(
@@ -222,29 +293,25 @@ def _longest_path(
     cuts: Sequence[CutTimes],
     released: list[float],
     timed: list[TimedOp] | None,
-) -> tuple[list[float], float]:
-    """Start of each stage's first op, and the commit point; appends to `timed` where given.
-
-    `released[s]`: when stage `s` may start.
-    """
+) -> tuple[list[float], list[float]]:
+    """When each stage starts its first op and ends its last, where no channel is shared."""
+    _check_lengths(schedule, stages, cuts)
     num_stages = schedule.num_stages
-    if num_stages == 0 or len(stages) != num_stages or len(cuts) != num_stages - 1:
-        raise ScheduleError(
-            f"schedule {schedule.name!r} has {num_stages} stages, given are times of"
-            f" {len(stages)} stages and {len(cuts)} cuts (one less than stages)"
-        )
     last = num_stages - 1
     microbatches = schedule.num_microbatches
     # When a microbatch's input (gradient) is at hand; None: not sent yet.
     inputs: list[list[float | None]] = [[None] * microbatches for _ in range(num_stages)]
     gradients: list[list[float | None]] = [[None] * microbatches for _ in range(num_stages)]
+    # When the first half of a split backward is done.
+    halves: list[list[float | None]] = [[None] * microbatches for _ in range(num_stages)]
+    backward_s = op_seconds(schedule, stages)
     inputs[0] = [released[0]] * microbatches
     free = list(released)
     starts = list(released)
     position = [0] * num_stages
     down_free, back_free = [0.0] * num_stages, [0.0] * num_stages
     left = sum(len(ops) for ops in schedule.ops)
-    forward = OpKind.FORWARD
+    forward, backward = OpKind.FORWARD, OpKind.BACKWARD
     order = list(range(num_stages))
     while left:
         before = left
@@ -252,18 +319,21 @@ def _longest_path(
             ops = schedule.ops[stage]
             at, now = position[stage], free[stage]
             begin, times = at, stages[stage]
-            my_inputs, my_gradients = inputs[stage], gradients[stage]
+            my_inputs, my_gradients, my_halves = inputs[stage], gradients[stage], halves[stage]
             while at < len(ops):
                 op = ops[at]
                 microbatch = op.microbatch
-                is_forward = op.kind is forward
-                ready = (my_inputs if is_forward else my_gradients)[microbatch]
+                kind = op.kind
+                if kind is forward:
+                    ready = my_inputs[microbatch]
+                else:
+                    ready = (my_gradients if kind is backward else my_halves)[microbatch]
                 if ready is None:
                     break
                 start = ready if ready > now else now
                 if at == 0:
                     starts[stage] = start
-                if is_forward:
+                if kind is forward:
                     now = start + times.forward_s
                     if stage == last:
                         my_gradients[microbatch] = now
@@ -273,19 +343,22 @@ def _longest_path(
                         sent = (now if now > sent else sent) + cut.forward_transfer_s
                         down_free[stage] = sent
                         inputs[stage + 1][microbatch] = sent + cut.forward_latency_s
-                else:
-                    now = start + times.backward_s
+                elif kind is backward:
+                    now = start + backward_s[stage]
+                    my_halves[microbatch] = now
                     if stage:
                         cut = cuts[stage - 1]
                         sent = back_free[stage]
                         sent = (now if now > sent else sent) + cut.backward_transfer_s
                         back_free[stage] = sent
                         gradients[stage - 1][microbatch] = sent + cut.backward_latency_s
+                else:
+                    now = start + times.weight_s
                 if timed is not None:
                     timed.append(
                         TimedOp(
                             stage=stage,
-                            kind=op.kind,
+                            kind=kind,
                             microbatch=microbatch,
                             start_s=start,
                             end_s=now,
@@ -295,25 +368,25 @@ def _longest_path(
             left -= at - begin
             position[stage], free[stage] = at, now
         if left == before:
-            stuck = ", ".join(
-                f"stage {s} at {schedule.ops[s][position[s]]}"
-                for s in range(num_stages)
-                if position[s] < len(schedule.ops[s])
-            )
-            raise ScheduleError(f"schedule {schedule.name!r} deadlocks: {stuck}")
+            raise deadlock(schedule, position)
         order.reverse()
-    scalars_s = 0.0
-    for stage in range(last, -1, -1):
-        scalars_s = max(scalars_s, free[stage] + stages[stage].reduce_s)
-        if stage:
-            scalars_s += cuts[stage - 1].backward_latency_s
-    return starts, scalars_s
+    return starts, free
+
+
+def op_seconds(schedule: Schedule, stages: Sequence[StageTimes]) -> list[float]:
+    """Seconds of a `B` op per stage: the backward, without its weight part where it is split."""
+    return [
+        times.backward_s - times.weight_s if schedule.is_split(stage) else times.backward_s
+        for stage, times in enumerate(stages)
+    ]
 
 
 def _transfers(ops: list[TimedOp], cuts: Sequence[CutTimes]) -> list[TimedTransfer]:
     found: dict[tuple[int, Direction], list[TimedTransfer]] = {}
     free: dict[tuple[int, Direction], float] = {}
     for op in ops:
+        if op.kind is OpKind.WEIGHT:
+            continue
         direction: Direction = "forward" if op.kind is OpKind.FORWARD else "backward"
         cut = op.stage if direction == "forward" else op.stage - 1
         if not 0 <= cut < len(cuts):

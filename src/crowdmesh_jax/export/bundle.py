@@ -121,13 +121,15 @@ def _build_stage(
 ) -> StageBundle:
     stage = plan.stages[index]
     chain, sliced = _chain(job, inputs_spec), _sliced(job, inputs_spec)
-    parts = st.StageParts(chain, stage.first_layer, stage.last_layer)
+    wire_in = plan.stages[index - 1].wire_dtype if index else None
+    parts = st.StageParts(chain, stage.first_layer, stage.last_layer, wire_in, stage.wire_dtype)
     last = index == len(plan.stages) - 1
     names = tuple(view.layer.name for view in parts.views)
     where = f"stage {index}"
     key = (
         *("stage", signature(inputs_spec), targets.specs, targets.tree),
         *(stage.first_layer, stage.last_layer, stage.recompute and not last),
+        *(wire_in, stage.wire_dtype),
     )
     exported: dict[str, tuple[ProgramSpec, bytes]] = _remembered(
         job, key, lambda: _export_stage(job, parts, sliced, targets, stage.recompute, where)

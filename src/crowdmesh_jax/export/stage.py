@@ -11,7 +11,7 @@ the last are recomputed in backward. Source: PROGRAMS.md's experiments, section 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -42,6 +42,10 @@ class StageParts:
     chain: Chain
     first: int
     last: int
+    wire_in: str | None = None
+    """What float32 values are cast to at the cut before the stage, and at the one after it. The
+    casts are part of the programs: gradients are cast as the transpose of the activations' cast."""
+    wire_out: str | None = None
 
     @property
     def views(self) -> tuple[LayerView, ...]:
@@ -49,11 +53,11 @@ class StageParts:
 
     @property
     def before(self) -> Carry:
-        return self.chain.carries[self.first]
+        return _on_the_wire(self.chain.carries[self.first], self.wire_in)
 
     @property
     def after(self) -> Carry:
-        return self.chain.carries[self.last + 1]
+        return _on_the_wire(self.chain.carries[self.last + 1], self.wire_out)
 
     @property
     def params(self) -> tuple[LeafSpec, ...]:
@@ -123,7 +127,10 @@ class StageParts:
         """Runs the layers; returns y as a tree, the summed auxiliary loss or None, new state."""
         params = {(k[1], k[2]): v for k, v in env.items() if k[0] in ("param", "borrowed")}
         state = {(k[1], k[2]): v for k, v in env.items() if k[0] == "state"}
-        x = [env["x", "", str(i)] for i in range(len(self.before.leaves))]
+        computed = self.chain.carries[self.first].leaves
+        x = [env["x", "", str(i)] for i in range(len(computed))]
+        if self.wire_in:
+            x = [leaf.astype(spec.dtype) for leaf, spec in zip(x, computed, strict=True)]
         total = env["x", "", AUX] if self.before.has_aux else None
         tree = self.before.tree
         scalars = [env[leaf.key] for leaf in SCALARS]
@@ -140,7 +147,21 @@ class StageParts:
     def boundary(self, y: Any, aux: Any) -> list[Any]:
         """The flat leaves that leave the stage, in the order of `after.specs`."""
         carried = [jnp.zeros((), jnp.float32) if aux is None else aux] if self.after.has_aux else []
-        return [*jax.tree.leaves(y), *carried]
+        leaves = jax.tree.leaves(y)
+        if self.wire_out:
+            leaves = [y.astype(s.dtype) for y, s in zip(leaves, self.after.leaves, strict=True)]
+        return [*leaves, *carried]
+
+
+def _on_the_wire(carry: Carry, dtype: str | None) -> Carry:
+    """The carry as it crosses a cut: float32 leaves cast, the auxiliary loss as it is."""
+    if dtype is None:
+        return carry
+    leaves = tuple(
+        jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)) if leaf.dtype == jnp.float32 else leaf
+        for leaf in carry.leaves
+    )
+    return replace(carry, leaves=leaves)
 
 
 def flat_program(
@@ -226,7 +247,7 @@ def _keeping(parts: StageParts) -> tuple[FlatProgram, FlatProgram]:
 
     closed = jp.trace(whole, [abstract(leaf) for leaf in reads])
     front = len(y_specs) + len(parts.state)
-    kept, sources = _residuals(closed, reads, front)
+    kept, sources = _residuals(closed, reads, front, rebuild_casts=parts.wire_in is not None)
     keys: list[Key] = [leaf.key for leaf in (*y_specs, *parts.state)]
     keys += [("residual", "", f"r{i}") for i in range(len(kept))]
     outs = [*range(front), *kept]
@@ -256,13 +277,17 @@ def _without(leaves: Sequence[LeafSpec], role: str) -> tuple[LeafSpec, ...]:
 
 
 def _residuals(
-    closed: Any, reads: Sequence[LeafSpec], front: int
+    closed: Any, reads: Sequence[LeafSpec], front: int, *, rebuild_casts: bool
 ) -> tuple[list[int], list[Key | None]]:
     """Decides for each residual where backward gets it from.
 
+    Args:
+        rebuild_casts: What is a boundary leaf but for a cast is cast again in backward: the leaf is
+            at hand as it came, and both would take more memory than without a cast on the wire.
+
     Returns:
         Indices of the outputs to keep, without repeats; per residual the key under which backward
-        finds it, None where it is recomputed from parameters.
+        finds it, None where it is recomputed, from parameters or such a leaf.
     """
     by_var = dict(zip(closed.jaxpr.invars, reads, strict=True))
     data = 0
@@ -270,12 +295,21 @@ def _residuals(
         if leaf.role not in ("param", "borrowed"):
             data |= 1 << i
     masks = jp.dependence(closed)
+    casts = {
+        equation.outvars[0]
+        for equation in closed.jaxpr.eqns
+        if rebuild_casts
+        and equation.primitive.name == "convert_element_type"
+        and jp.is_variable(equation.invars[0])
+        and (read := by_var.get(equation.invars[0])) is not None
+        and read.role == "x"
+    }
     kept: list[int] = []
     found: dict[Any, Key] = {}
     sources: list[Key | None] = []
     for index in range(front, len(masks)):
         var = closed.jaxpr.outvars[index]
-        if not masks[index] & data:
+        if not masks[index] & data or var in casts:
             sources.append(None)
             continue
         source = by_var.get(var)

@@ -15,7 +15,7 @@ import jax
 from ..core.crowd import Crowd
 from ..core.folders import cache_folder
 from ..core.profile import LayerProfile, LayerSeconds, ModelProfile
-from ..export.chain import Carry, build_chain
+from ..export.chain import AUX, Carry, build_chain
 from ..model import Layer, LayerSpecs, TrainingJob
 from ..model.trees import count, key_text, size_bytes
 from .costs import Counter, LayerCosts
@@ -82,6 +82,8 @@ def profile(
             output_bytes=_carry_bytes(after, active_only=False),
             gradient_bytes=_carry_bytes(after, active_only=True),
             residual_bytes=_residual_bytes(cost, row.y, following),
+            output_float32_bytes=_float32_bytes(after, active_only=False),
+            gradient_float32_bytes=_float32_bytes(after, active_only=True),
             parameter_count=count(row.params),
             temp_bytes=_temp_bytes(row, after),
             program_ops=round(OPS_PER_EQUATION * cost.equations)
@@ -188,6 +190,18 @@ def _carry_bytes(carry: Carry, *, active_only: bool) -> int:
     role = "dy" if active_only else "y"
     leaves = carry.specs(role, active_only=active_only)
     return sum(size_bytes(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in leaves)
+
+
+def _float32_bytes(carry: Carry, *, active_only: bool) -> int | None:
+    """Bytes of a carry that a cut may cast: float32 leaves but the auxiliary loss; None: all."""
+    leaves = carry.specs("dy" if active_only else "y", active_only=active_only)
+    sizes = [size_bytes(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in leaves]
+    own = [
+        size
+        for leaf, size in zip(leaves, sizes, strict=True)
+        if leaf.dtype == "float32" and leaf.path != AUX
+    ]
+    return None if sum(own) == sum(sizes) else sum(own)
 
 
 def _residual_bytes(cost: LayerCosts, y: PyTree, following: LayerCosts | None) -> int:

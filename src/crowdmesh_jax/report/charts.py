@@ -14,6 +14,7 @@ COLOURS = {
     # Okabe and Ito, "Color Universal Design" (2008): told apart by all common kinds of sight.
     "forward": "#0072b2",
     "backward": "#e69f00",
+    "weight": "#d55e00",
     "update": "#009e73",
     "compute": "#0072b2",
     "link": "#cc79a7",

@@ -10,16 +10,19 @@ from . import units
 from .charts import Arrow, Bar, BarChart, Row
 from .svg import draw_file
 
+_KINDS = {OpKind.FORWARD: "forward", OpKind.BACKWARD: "backward", OpKind.WEIGHT: "weight"}
+_TIPS = {**_KINDS, OpKind.WEIGHT: "weight gradients"}
+
 
 def plan_chart(plan: PipelinePlan, predicted: Prediction) -> BarChart:
-    """A row per stage with its forwards and backwards, and an arrow per transfer."""
+    """A row per stage with its forwards, backwards and weight parts, and an arrow per transfer."""
     timeline = predicted.timeline
     unit, scale = ("s", 1.0) if timeline.step_s >= 2 else ("ms", 1e3)
     bars = []
     for op in timeline.ops:
         if op.end_s <= op.start_s:
             continue  # the last stage's forward is a part of its backward
-        kind = "forward" if op.kind is OpKind.FORWARD else "backward"
+        kind = _KINDS[op.kind]
         bars.append(
             Bar(
                 row=op.stage,
@@ -27,7 +30,7 @@ def plan_chart(plan: PipelinePlan, predicted: Prediction) -> BarChart:
                 end=op.end_s * scale,
                 role=kind,
                 text=str(op.microbatch),
-                tip=f"{kind} of {op.microbatch}, {units.seconds(op.end_s - op.start_s)}",
+                tip=f"{_TIPS[op.kind]} of {op.microbatch}, {units.seconds(op.end_s - op.start_s)}",
                 is_predicted=True,
             )
         )
@@ -55,7 +58,11 @@ def plan_chart(plan: PipelinePlan, predicted: Prediction) -> BarChart:
             for stage, note in zip(plan.stages, idle, strict=True)
         ),
         bars=tuple(bars),
-        legend=(("forward", "forward"), ("backward", "backward")),
+        legend=tuple(
+            (_KINDS[kind], "weight gradients" if kind is OpKind.WEIGHT else _KINDS[kind])
+            for kind in OpKind
+            if kind is not OpKind.WEIGHT or any(op.kind is kind for op in timeline.ops)
+        ),
         arrows=tuple(arrows),
         x_max=timeline.commit_s * scale * 1.005,
     )

@@ -17,6 +17,7 @@ from ..core import (
     StageTimes,
     Timeline,
     evaluate,
+    pair_times,
     schedule_for,
 )
 from ..programs.manifest import LeafSpec, StageManifest
@@ -61,16 +62,11 @@ def predict_run(
     cuts = []
     for index in range(len(plan.stages) - 1):
         upper, lower = plan.stages[index].device, plan.stages[index + 1].device
-        down, back = crowd.link(upper, lower), crowd.link(lower, upper)
-        assert down is not None, "the plan was checked against the crowd"
-        assert back is not None, "the plan was checked against the crowd"
-        cut = CutTimes(
-            forward_latency_s=down.latency_s,
-            forward_transfer_s=leaf_bytes(manifests[index].boundary_out)
-            / down.bandwidth_bytes_per_s,
-            backward_latency_s=back.latency_s,
-            backward_transfer_s=leaf_bytes(manifests[index].gradient_in)
-            / back.bandwidth_bytes_per_s,
+        cut = pair_times(
+            crowd,
+            [(upper, lower)],
+            leaf_bytes(manifests[index].boundary_out),
+            leaf_bytes(manifests[index].gradient_in),
         )
         round_trip_s = seconds.get(upper, {}).get(ROUND_TRIP)
         cuts.append(cut if round_trip_s is None else with_round_trip(cut, round_trip_s))

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core import Crowd, PipelinePlan, make_schedule, predict
+from ..core import Crowd, PipelinePlan, check_runnable, make_schedule, predict, schedule_for
 from ..data import DataSource, checked_batch, known_targets
-from ..errors import InvalidCrowdError, InvalidPlanError, JobError
+from ..errors import InvalidCrowdError, InvalidPlanError, JobError, ScheduleError
 from ..export import build_bundles, initial_arrays
 from ..model import TrainingJob
 from ..record import RunFolder
@@ -62,7 +62,8 @@ def train(
         plan: Who runs which layers; "auto" profiles the job and asks `solver`. What `solve`
             returned may stand here too: the run's record then holds what it predicted.
         solver: For `plan="auto"`: a name or an object, see `partition`.
-        schedule: For `plan="auto"`: "gpipe", "1f1b" or "eager".
+        schedule: For `plan="auto"`: "gpipe", "1f1b", "eager", or one that an installed package
+            brings, if its ops are whole forwards and backwards.
         transport: "grpc": one process per device; "memory": all in this process.
         runs_dir: Where the run's folder is made; `name` its name there.
         checkpoint_every: Steps between checkpoints; the last version is always kept.
@@ -204,7 +205,7 @@ def _check_solving(plan: str, solver: Any, schedule: str) -> None:
     from ..solvers import make_solver
 
     make_solver(solver)
-    make_schedule(schedule, 1, 1)
+    check_runnable(make_schedule(schedule, 2, 4))
 
 
 def _own_plan(resumed: Resumed | None, job: TrainingJob, crowd: Crowd) -> PipelinePlan | None:
@@ -213,7 +214,7 @@ def _own_plan(resumed: Resumed | None, job: TrainingJob, crowd: Crowd) -> Pipeli
         return None
     try:
         _check_plan(resumed.plan, job, crowd)
-    except (InvalidPlanError, InvalidCrowdError) as exc:
+    except (InvalidPlanError, InvalidCrowdError, ScheduleError) as exc:
         logger.warning(
             "planning anew, since the plan that the run had does not fit this crowd: %s",
             exc.message,
@@ -237,6 +238,7 @@ def _check_plan(plan: PipelinePlan, job: TrainingJob, crowd: Crowd) -> None:
                 f"stage {index} is shared by {', '.join(stage.devices)}: this release predicts"
                 " shared stages and does not run them; solve with share=False"
             )
+    check_runnable(schedule_for(plan))
     for device in plan.devices:
         crowd.device(device)
     for upper, lower in zip(plan.devices, plan.devices[1:], strict=False):

@@ -10,6 +10,7 @@ from .coalition import (
     form_coalitions,
 )
 from .explain import explain
+from .joint import Choice, PlanChoice, plan
 from .partition import (
     EvenSolver,
     ExhaustiveSolver,
@@ -22,6 +23,7 @@ from .problem import PartitionProblem, PartitionResult, PartitionSolver
 from .registry import make_solver, partition, solve, solvers
 
 __all__ = [
+    "Choice",
     "CoalitionProblem",
     "CoalitionResult",
     "EvenSolver",
@@ -31,6 +33,7 @@ __all__ = [
     "PartitionProblem",
     "PartitionResult",
     "PartitionSolver",
+    "PlanChoice",
     "SingleBestSolver",
     "available_backends",
     "check_plan",
@@ -39,6 +42,7 @@ __all__ = [
     "form_coalitions",
     "make_solver",
     "partition",
+    "plan",
     "plan_faults",
     "solve",
     "solve_exhaustive",

@@ -54,6 +54,8 @@ def plan_faults(problem: PartitionProblem, plan: PipelinePlan) -> tuple[str, ...
                     )
         if stage.shares:
             faults += _sharing_faults(problem, who, stage)
+        if problem.wire_dtype is None and stage.wire_dtype is not None:
+            faults.append(f"{who}: its cut casts to {stage.wire_dtype}, which was not asked for")
         if problem.recompute == "never" and stage.recompute:
             faults.append(f"{who}: recomputes, which is not allowed")
         rows = sum(share.rows for share in stage.shares)
@@ -65,6 +67,7 @@ def plan_faults(problem: PartitionProblem, plan: PipelinePlan) -> tuple[str, ...
                 stage_index=index,
                 num_stages=count,
                 in_flight=schedule.max_in_flight(index),
+                awaiting_weight=schedule.max_awaiting_weight(index),
                 snapshots=problem.snapshots,
                 log_steps=problem.log_steps,
                 compile_peak_bytes=problem.compile_peak_bytes,

@@ -5,9 +5,18 @@ Knows the values of `core` and of this room; decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ..core import Crowd, ModelProfile, PipelinePlan, Prediction, predict
+from ..core import (
+    Crowd,
+    ModelProfile,
+    PipelinePlan,
+    Prediction,
+    cut_times,
+    occupied_s,
+    predict,
+    search_schedule,
+)
 from .problem import PartitionResult
 from .units import format_bytes, format_bytes_of, format_seconds
 
@@ -40,8 +49,10 @@ def explain(
     """
     if predicted is None:
         predicted = result.predicted if result is not None else predict(profile, crowd, plan)
-    lines = [_headline(plan, predicted), *_table(plan, profile, crowd, predicted)]
+    busy_s = occupied_s(cut_times(profile, crowd, plan))
+    lines = [_headline(plan, predicted, busy_s), *_table(plan, profile, crowd, predicted)]
     lines += _memory_note(plan, crowd, predicted)
+    lines += _medium(plan, crowd, predicted, busy_s)
     lines += _alone(plan, profile, crowd, predicted)
     lines += _left_out(plan, crowd, result)
     lines += _leaves(plan, profile)
@@ -53,20 +64,25 @@ def explain(
     return "\n".join(lines)
 
 
-def _headline(plan: PipelinePlan, predicted: Prediction) -> str:
+def _headline(plan: PipelinePlan, predicted: Prediction, busy_s: Mapping[str, float]) -> str:
     first_s, period_s = predicted.first_microbatch_s, predicted.period_s
     step = (
         f"step {format_seconds(predicted.step_s)}, about first microbatch {format_seconds(first_s)}"
         f" + {plan.microbatches - 1} x {format_seconds(period_s)}"
     )
-    return f"{step}     bound by {_bound_by(plan, predicted)}"
+    return f"{step}     bound by {_bound_by(plan, predicted, busy_s)}"
 
 
-def _bound_by(plan: PipelinePlan, predicted: Prediction) -> str:
-    """The stages of the worst window, or the link, that sets the period."""
+def _bound_by(plan: PipelinePlan, predicted: Prediction, busy_s: Mapping[str, float]) -> str:
+    """The stages of the worst window, or the link or air, that sets the period."""
     stages = predicted.stages
     if plan.microbatches == 1:
         return "one microbatch per step: stages take turns"
+    if search_schedule(plan.schedule) != plan.schedule and plan.schedule != "zb-h1":
+        return f"schedule {plan.schedule!r}, of which no closed form is known"
+    channel = max(busy_s, key=lambda name: busy_s[name], default="")
+    if channel and busy_s[channel] >= predicted.period_s * (1 - _SAME):
+        return f"the air of {channel}" if "cell" in channel else f"the link {channel}, both ways"
     if plan.schedule == "gpipe":
         slowest = max(range(len(stages)), key=lambda s: stages[s].compute_s)
         return f"stage {slowest} ({stages[slowest].device})"
@@ -118,7 +134,8 @@ def _table(
                 ),
                 _names([profile.layers[layer].name for layer in stage.layers])
                 + (" (recomputed)" if stage.recompute else "")
-                + (f" ({seen.in_flight} in flight)" if plan.schedule == "eager" else ""),
+                + (f" (sends {stage.wire_dtype})" if stage.wire_dtype else "")
+                + (f" ({seen.in_flight} in flight)" if plan.schedule in ("eager", "zb-h1") else ""),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -149,6 +166,19 @@ def _memory_note(plan: PipelinePlan, crowd: Crowd, predicted: Prediction) -> lis
     if tight:
         lines.append(f"does not fit: {', '.join(tight)}")
     return lines
+
+
+def _medium(
+    plan: PipelinePlan, crowd: Crowd, predicted: Prediction, busy_s: Mapping[str, float]
+) -> list[str]:
+    """What the medium makes transfers share, and how full it is."""
+    if not busy_s or not predicted.step_s:
+        return []
+    shares = ", ".join(
+        f"{name} {100 * plan.microbatches * seconds / predicted.step_s:.0f} %"
+        for name, seconds in sorted(busy_s.items(), key=lambda item: (-item[1], item[0]))
+    )
+    return [f"medium: {crowd.medium.replace('_', ' ')}, of the step busy: {shares}"]
 
 
 def _alone(
@@ -193,7 +223,7 @@ def _leaves(plan: PipelinePlan, profile: ModelProfile) -> list[str]:
         return [f"data: {first} sees inputs and targets; nothing leaves it"]
     hops = []
     for left, right in zip(plan.stages, plan.stages[1:], strict=False):
-        down, back = profile.cut_bytes(right.first_layer)
+        down, back = profile.cut_bytes(right.first_layer, left.wire_dtype)
         hops.append(
             f"{left.device} -> {right.device} {format_bytes(down)} of activations,"
             f" {format_bytes(back)} of gradients back"

@@ -17,12 +17,15 @@ from ..core import (
     ModelProfile,
     PipelinePlan,
     Prediction,
-    warmup_depths,
+    search_schedule,
 )
 from ..errors import InvalidValueError
 
 Recompute = Literal["never", "always", "auto"]
 Objective = Literal["evaluate", "closed_form"]
+WireChoice = Literal["bfloat16", "auto"]
+WIRE_GAIN = 0.02
+"""A cast that costs bits must make the step at least this part shorter to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,8 @@ class PartitionProblem:
     """Also holds the number of microbatches per step, and what one of them costs."""
     crowd: Crowd
     schedule: str = "1f1b"
-    """"gpipe", "1f1b" or "eager"."""
+    """A name of `schedules()`. What the closed form does not know is searched as if it were "1f1b"
+    and ranked by its own timeline; nothing is then proven."""
     pins: Mapping[int | str, str] = field(default_factory=dict)
     """Layer -> the device that must run it ("layer 0 on the data holder")."""
     bans: Sequence[str | tuple[int | str, str]] = ()
@@ -51,6 +55,9 @@ class PartitionProblem:
     """Backward recomputes the forward: never, always, or where memory asks for it ("auto")."""
     objective: Objective = "evaluate"
     """What ranks the last candidates: the exact timeline, or the closed form R_0 + (M - 1) T."""
+    wire_dtype: WireChoice | None = None
+    """What cuts cast float32 values to: nothing, "bfloat16" on every cut, or "auto": on those where
+    it makes the step `WIRE_GAIN` shorter. It loses bits; see `Stage.wire_dtype`."""
     share: bool = False
     """Whether several devices may share a stage (solvers "asteroid" and "hybrid"; others do not).
     Such plans are predicted, not run, by this release."""
@@ -81,10 +88,11 @@ class PartitionProblem:
         for name, value, choices in (
             ("recompute", self.recompute, ("never", "always", "auto")),
             ("objective", self.objective, ("evaluate", "closed_form")),
+            ("wire_dtype", self.wire_dtype, (None, "bfloat16", "auto")),
         ):
             if value not in choices:
                 raise InvalidValueError(f"{name} must be one of {choices}, got {value!r}")
-        warmup_depths(self.schedule, 1, self.profile.microbatches)  # raises for an unknown one
+        search_schedule(self.schedule)  # raises for an unknown one
         for name, value, least in (
             ("min_stages", self.min_stages, 1),
             ("max_stages", 1 if self.max_stages is None else self.max_stages, 1),
@@ -156,7 +164,8 @@ class PartitionResult:
     predicted: Prediction
     problem: PartitionProblem
     optimal: bool
-    """No plan has a shorter closed form R_0 + (M - 1) T than the best this solver found."""
+    """No plan has a shorter closed form R_0 + (M - 1) T than the best this solver found. Never
+    claimed under the medium `shared_cell`, or a schedule that another one stands for."""
     gap: float | None
     """Proven bound on (best closed form - optimum) / best; None: the solver proves nothing."""
     solve_s: float

@@ -19,6 +19,7 @@ from ..core import Crowd, ModelProfile, PipelinePlan
 from ..errors import InvalidValueError, MissingExtraError, SolverError, UnknownSolverError
 from .check import plan_faults
 from .problem import PartitionProblem, PartitionResult, PartitionSolver
+from .wire import decide_wire
 
 ENTRY_POINT_GROUP = "crowdmesh_jax.partition_solvers"
 
@@ -228,7 +229,7 @@ def solve(
     """
     started_s = time.monotonic()
     made = make_solver(solver, **options)
-    result = made.solve(problem)
+    result = decide_wire(problem, made.solve(problem))
     faults = plan_faults(problem, result.plan)
     if faults:
         name = solver if isinstance(solver, str) else type(solver).__name__

@@ -428,6 +428,10 @@ def _links(crowd: Crowd, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         at = np.ix_(having, having)
         per_byte[at] = 1.0 / np.minimum(up[:, None], down[None, :])
         latency[at] = wait[:, None] + wait[None, :]
+        if crowd.medium == "shared_cell":  # within a cell both ways take turns, see `Crowd`
+            cells = np.array([way.cell for way in ways])
+            same = (cells[:, None] == cells[None, :]) & (cells != "")[:, None]
+            per_byte[at] = np.where(same, 1.0 / up[:, None] + 1.0 / down[None, :], per_byte[at])
         if crowd.backhaul is not None:
             cells = np.array([way.cell for way in ways])
             apart = cells[:, None] != cells[None, :]

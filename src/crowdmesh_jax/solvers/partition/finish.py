@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 
 from ...core import predict
+from ...errors import InfeasibleError
 from ..check import check_plan
 from ..problem import PartitionResult
 from ..units import format_seconds
-from .search import better, improve, neighbours
+from .search import better, improve, neighbours, single_chains
 from .tables import SLACK, Chain, Tables
 
 
@@ -61,6 +62,10 @@ def finish(
 ) -> PartitionResult:
     """Picks the best chain by the problem's objective and makes it a result.
 
+    Where the closed form is that of another schedule, the exact timeline ranks whatever the
+    objective, and nothing is claimed to be proven; nor is it where cuts share the air of a cell,
+    which the solvers' bounds do not see.
+
     Args:
         chains: Candidates, at least one.
         started_s: `time.monotonic()` when the solver began.
@@ -71,6 +76,8 @@ def finish(
 
     Raises:
         InvalidPlanError: The winner breaks the problem: a bug of the solver.
+        InfeasibleError: The problem's schedule keeps more in flight than memory holds, on every
+            candidate.
     """
     problem = tables.problem
     # Swaps keep the closed form but may change the timeline, so both stay in the running.
@@ -82,7 +89,7 @@ def finish(
     for chain in ranked[1:]:
         if better(tables, tables.cost_s(chain), chain, tables.cost_s(winner), winner):
             winner = chain
-    if problem.objective == "evaluate":
+    if problem.objective == "evaluate" or tables.stands_in:
         best_s = tables.evaluate_s(winner)
         for chain in ranked[:most]:
             if time.monotonic() > end_s:
@@ -92,6 +99,17 @@ def finish(
                 winner, best_s = chain, step_s
         if polish and time.monotonic() <= end_s:
             winner, best_s = improve(tables, winner, tables.evaluate_s, moves=4)
+        if best_s == math.inf:
+            singles = [(tables.evaluate_s(chain), chain) for chain in single_chains(tables)]
+            best_s, winner = min(singles, key=lambda pair: pair[0], default=(math.inf, winner))
+        if best_s == math.inf:
+            raise InfeasibleError(
+                f"schedule {problem.schedule!r} keeps more in flight than memory holds, on each"
+                f" plan that {solver!r} found for {tables.schedule!r}\n"
+                f"  try      schedule={tables.schedule!r}, recompute='auto', or fewer stages"
+            )
+    if tables.stands_in or tables.shares_air:
+        optimal, gap = False, None
     plan = tables.plan(winner)
     check_plan(problem, plan)
     return PartitionResult(

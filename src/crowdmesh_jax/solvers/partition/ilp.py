@@ -11,6 +11,11 @@ Four steps, each on the closed form R_0 + (M - 1) T:
 4. `finish`: the good chains met on the way, which spread along the Pareto front of (R_0, T), are
    compared by the exact timeline.
 
+What steps 1 and 2 found goes into step 3 as a cutoff, a row that allows only cheaper plans, and
+not as a starting solution: what no cheaper plan would use is not in the program at all, so that
+plan would be no solution of it, and "infeasible" is the proof. Nor could a start be handed over in
+memory: PuLP (to 3.3) gives one to the HiGHS and CBC programs through files, and none to `highspy`.
+
 It knows the order of steps and the clock.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...core import DeviceId, MemoryBreakdown, Stage, stage_memory, warmup_depths
+from ...core import DeviceId, MemoryBreakdown, Stage, search_schedule, stage_memory, warmup_depths
 from ...errors import InfeasibleError
 from ..problem import PartitionProblem
 from ..units import format_bytes
@@ -187,7 +187,7 @@ def _fits_within_more(problem: PartitionProblem, layer: int, limits: list[int]) 
 
 
 def _in_flight(problem: PartitionProblem, depth: int) -> int:
-    return warmup_depths(problem.schedule, depth, problem.microbatches)[0]
+    return warmup_depths(search_schedule(problem.schedule), depth, problem.microbatches)[0]
 
 
 def _remedies(

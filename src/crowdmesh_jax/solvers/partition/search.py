@@ -19,8 +19,8 @@ Cost = Callable[[Chain], float]
 
 def better(tables: Tables, cost: float, chain: Chain, best_cost: float, best: Chain | None) -> bool:
     """Whether a chain replaces the best so far: cheaper, or as cheap with lower device ids."""
-    if best is None:
-        return cost < math.inf
+    if best is None or math.inf in (cost, best_cost):
+        return cost < best_cost or (best is None and cost < math.inf)
     if abs(cost - best_cost) <= SLACK * max(cost, best_cost):
         return tables.rank(chain) < tables.rank(best)
     return cost < best_cost

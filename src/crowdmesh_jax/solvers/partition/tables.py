@@ -5,6 +5,9 @@ distinct linked devices is a plan. Devices stand in the order of their ids, so t
 crowd changes nothing. The closed form of a chain's step time is here too, in the shape that the
 solvers optimise: R_0 + (M - 1) T (`core.cost` has sharper forms, which no program could hold).
 
+Where the problem's schedule is not one that the closed form knows (`zb-h1`, plug-ins), `schedule`
+is the one that stands for it, and `evaluate_s` and `plan` speak of the problem's own.
+
 It knows costs and limits, no search.
 """
 
@@ -19,16 +22,20 @@ from itertools import accumulate, pairwise
 from ...core import (
     CutTimes,
     DeviceId,
-    Link,
     PipelinePlan,
     Stage,
     StageTimes,
+    WireDtype,
     evaluate_step_s,
     make_schedule,
+    occupied_s,
+    pair_times,
+    search_schedule,
     stage_memory,
     warmup_depths,
 )
 from ..problem import PartitionProblem
+from .stand_in import OwnSchedule
 
 SLACK = 1e-9
 """Relative difference below which two times count as equal."""
@@ -61,10 +68,8 @@ class Cut:
     down_s: float
     """Seconds that it occupies the link downstream, without latency."""
     back_s: float
-
-    @property
-    def busiest_s(self) -> float:
-        return max(self.down_s, self.back_s)
+    busiest_s: float
+    """Seconds that its busier direction is occupied; both, where they share a channel."""
 
 
 Chain = tuple[Segment, ...]
@@ -95,7 +100,16 @@ class Tables:
         self.problem = problem
         self.num_layers = problem.num_layers
         self.microbatches = problem.microbatches
-        self.schedule = problem.schedule
+        self.schedule = search_schedule(problem.schedule)
+        self.stands_in = self.schedule != problem.schedule
+        """Whether the closed form is that of another schedule: it ranks, and proves nothing."""
+        self._own = OwnSchedule(problem.schedule, problem.microbatches, self._holds)
+        self.shares_air = problem.crowd.medium == "shared_cell"
+        """Whether T depends on which cuts share a cell, which solvers see in whole chains alone."""
+        self.wire_dtype: WireDtype | None = (
+            problem.wire_dtype if problem.wire_dtype == "bfloat16" else None
+        )
+        """What every cut casts to; "auto" is decided on the finished plan."""
         count = len(problem.crowd.devices)
         self.min_stages, most, required = 1, count, ()
         if ignore_rules:
@@ -116,9 +130,12 @@ class Tables:
         self._memory = self._memory_lines() if like is None else like._memory
         self._updates: list[list[float]] = []
         """Per device, update seconds of the layers before each layer."""
+        self._weights: list[list[float]] = []
+        """The same of the weight parts of backwards."""
         self._segments = self._build_segments()
         self._cuts: dict[tuple[int, int, int], Cut | None] = {}
         self._wired: dict[tuple[int, int, int], CutTimes] = {}
+        self._needs: dict[tuple[int, int, bool, int, int], int] = {}
 
     # Memory is linear in the microbatches in flight, so two points give the line.
     def _memory_lines(self) -> dict[tuple[int, int, bool], tuple[int, int]]:
@@ -148,6 +165,7 @@ class Tables:
             limit = problem.crowd.device(device).memory_bytes
             rows = problem.profile.layer_seconds(problem.crowd, device)
             self._updates.append([0.0, *accumulate(row.update_s for row in rows)])
+            self._weights.append([0.0, *accumulate(problem.profile.weight_seconds(rows))])
             if not self._ignore_memory and problem.compile_peak_bytes > limit:
                 continue
             forward = [0.0, *accumulate(row.forward_s for row in rows)]
@@ -207,6 +225,7 @@ class Tables:
                 problem.profile.layer_seconds(crowd, name),
                 crowd.device(name).memory_bytes,
                 device in self.required,
+                self.shares_air and crowd.channels(name, name),
                 [problem.allows(name, layer) for layer in range(self.num_layers)],
             )
 
@@ -247,12 +266,13 @@ class Tables:
         down = crowd.link(self.devices[source], self.devices[target])
         back = crowd.link(self.devices[target], self.devices[source])
         if down is None or back is None:
-            return Cut(0.0, 0.0, 0.0) if self._ignore_links else None
-        forward_bytes, backward_bytes = self.problem.profile.cut_bytes(layer)
+            return Cut(0.0, 0.0, 0.0, 0.0) if self._ignore_links else None
+        forward_bytes, backward_bytes = self.problem.profile.cut_bytes(layer, self.wire_dtype)
         return Cut(
             down.transfer_s(forward_bytes) + back.transfer_s(backward_bytes),
             forward_bytes / down.bandwidth_bytes_per_s,
             backward_bytes / back.bandwidth_bytes_per_s,
+            self._cut_times(source, target, layer).busiest_s,
         )
 
     def chain(self, cuts: Sequence[tuple[int, int]]) -> Chain | None:
@@ -275,7 +295,16 @@ class Tables:
         return tuple(found) if first == self.num_layers else None
 
     def period_s(self, chain: Chain) -> float:
-        """T of a chain under the problem's schedule, as `core.cost` defines it."""
+        """T of a chain under the problem's schedule, as `core.cost` defines it.
+
+        With the occupation of cells that several cuts share, which the programs' own T has not.
+        """
+        own_s = self._own_period_s(chain)
+        if not self.shares_air or own_s == math.inf:
+            return own_s
+        return max([own_s, *occupied_s(self.times(chain)[1]).values()])
+
+    def _own_period_s(self, chain: Chain) -> float:
         cuts = [self.cut(left.device, right.device, right.first) for left, right in pairwise(chain)]
         if any(cut is None for cut in cuts):
             return math.inf
@@ -306,21 +335,38 @@ class Tables:
         return total
 
     def evaluate_s(self, chain: Chain) -> float:
-        """Step time of a chain by the exact timeline, updates included."""
+        """Step time of a chain by the exact timeline, updates included.
+
+        Infinity where the problem's schedule keeps more in flight than memory holds, which the one
+        that stands for it may not.
+        """
         stages, cuts = self.times(chain)
+        if self.stands_in:
+            return self._own.best(chain, stages, cuts)[0]
         schedule = make_schedule(self.schedule, len(chain), self.microbatches)
         return evaluate_step_s(schedule, stages, cuts)
+
+    def _holds(self, segment: Segment, in_flight: int, awaiting_weight: int) -> bool:
+        if self._ignore_memory:
+            return True
+        key = (segment.first, segment.end, segment.recompute, in_flight, awaiting_weight)
+        if key not in self._needs:
+            self._needs[key] = segment_memory(self.problem, *key)
+        limit = self.problem.crowd.device(self.devices[segment.device]).memory_bytes
+        return self._needs[key] <= limit
 
     def times(self, chain: Chain) -> tuple[list[StageTimes], list[CutTimes]]:
         """What the exact timeline wants to know of a chain."""
         stages = []
         for segment in chain:
-            updates = self._updates[segment.device]
+            updates, weights = self._updates[segment.device], self._weights[segment.device]
+            weight_s = weights[segment.end] - weights[segment.first]
             stages.append(
                 StageTimes(
                     forward_s=segment.forward_s,
                     backward_s=segment.backward_s,
                     update_s=updates[segment.end] - updates[segment.first],
+                    weight_s=min(max(weight_s, 0.0), segment.backward_s),
                 )
             )
         cuts = [
@@ -349,22 +395,13 @@ class Tables:
     def _cut_times(self, source: int, target: int, layer: int) -> CutTimes:
         key = (source, target, layer)
         if key not in self._wired:
-            down, back, at = self._wires(source, target, layer)
-            self._wired[key] = CutTimes(
-                forward_latency_s=down.latency_s,
-                forward_transfer_s=at[0] / down.bandwidth_bytes_per_s,
-                backward_latency_s=back.latency_s,
-                backward_transfer_s=at[1] / back.bandwidth_bytes_per_s,
+            problem = self.problem
+            self._wired[key] = pair_times(
+                problem.crowd,
+                [(self.devices[source], self.devices[target])],
+                *problem.profile.cut_bytes(layer, self.wire_dtype),
             )
         return self._wired[key]
-
-    def _wires(self, source: int, target: int, layer: int) -> tuple[Link, Link, tuple[int, int]]:
-        crowd = self.problem.crowd
-        down = crowd.link(self.devices[source], self.devices[target])
-        back = crowd.link(self.devices[target], self.devices[source])
-        assert down is not None, "a chain has links"
-        assert back is not None, "both ways"
-        return down, back, self.problem.profile.cut_bytes(layer)
 
     def cost_s(self, chain: Chain) -> float:
         """The objective: R_0 + (M - 1) T."""
@@ -376,6 +413,9 @@ class Tables:
 
     def plan(self, chain: Chain) -> PipelinePlan:
         """The chain as a plan."""
+        warmups: Sequence[int | None] = (None,) * len(chain)
+        if self.stands_in:
+            warmups = self._own.best(chain, *self.times(chain))[1]
         return PipelinePlan(
             stages=tuple(
                 Stage(
@@ -383,17 +423,24 @@ class Tables:
                     first_layer=segment.first,
                     last_layer=segment.end - 1,
                     recompute=segment.recompute,
+                    warmup=warmup,
+                    wire_dtype=self.wire_dtype if segment.end < self.num_layers else None,
                 )
-                for segment in chain
+                for segment, warmup in zip(chain, warmups, strict=True)
             ),
             num_layers=self.num_layers,
             microbatches=self.microbatches,
-            schedule=self.schedule,
+            schedule=self.problem.schedule,
         )
 
 
 def segment_memory(
-    problem: PartitionProblem, first: int, end: int, recompute: bool, in_flight: int
+    problem: PartitionProblem,
+    first: int,
+    end: int,
+    recompute: bool,
+    in_flight: int,
+    awaiting_weight: int = 0,
 ) -> int:
     """Bytes that layers `first .. end - 1` take while training, without the compile peak."""
     position = (0 if first == 0 else 1) if end < problem.num_layers else 2
@@ -404,6 +451,7 @@ def segment_memory(
         stage_index=index,
         num_stages=count,
         in_flight=in_flight,
+        awaiting_weight=awaiting_weight,
         snapshots=problem.snapshots,
         log_steps=problem.log_steps,
         compile_peak_bytes=0,

@@ -19,6 +19,7 @@ from ....core import (
     Share,
     Stage,
     predict,
+    search_schedule,
     stage_memory,
     warmup_depths,
 )
@@ -88,7 +89,8 @@ class Limits:
         self._caps: dict[tuple[str, bool, int], np.ndarray] = {}
 
     def _scheduled(self, depth: int) -> int:
-        return warmup_depths(self.problem.schedule, depth, self.problem.microbatches)[0]
+        schedule = search_schedule(self.problem.schedule)
+        return warmup_depths(schedule, depth, self.problem.microbatches)[0]
 
     def _measure(self, recompute: bool) -> _Bytes:
         problem, count = self.problem, self.num_layers
@@ -206,8 +208,13 @@ class Limits:
         )
 
     def plan(self, layout: Layout, warmups: Sequence[int | None] | None = None) -> PipelinePlan:
-        """The layout as a plan; recomputes only where memory or the problem asks for it."""
+        """The layout as a plan; recomputes only where memory or the problem asks for it.
+
+        Under `zb-h1` a stage has as many in flight as under 1F1B: those were counted.
+        """
         stages, first = [], 0
+        if warmups is None and self.problem.schedule == "zb-h1":
+            warmups = range(len(layout), 0, -1)
         for position, (unit, end) in enumerate(layout):
             depth = len(layout) - position
             recompute = self.modes[0] or not self.fits(unit, depth, self.modes[0])[first, end]
