@@ -9,6 +9,7 @@ of device limits; solvers compare.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import InvalidValueError
@@ -145,29 +146,22 @@ def stage_memory(
     before: LayerProfile | None = None if is_first else profile.layers[stage.first_layer - 1]
     after: LayerProfile | None = None if is_last else layers[-1]
 
-    parameter_bytes = sum(layer.parameter_bytes for layer in layers)
-    optimizer_bytes = sum(layer.optimizer_bytes for layer in layers) + profile.globals_bytes
-    statistics_bytes = sum(layer.state_bytes for layer in layers)
-    residual_bytes = sum(layer.residual_bytes for layer in layers)
+    def total(figure: str) -> int:
+        return profile.total(figure, stage.first_layer, stage.last_layer)
+
+    parameter_bytes, statistics_bytes = total("parameter_bytes"), total("state_bytes")
+    optimizer_bytes = total("optimizer_bytes") + profile.globals_bytes
+    residual_bytes = total("residual_bytes")
     input_bytes = before.output_bytes if before is not None else profile.input_bytes
     waiting_bytes = input_bytes + (profile.target_bytes if is_last else 0)
     keeping = max(1, awaiting_weight) if stage.recompute or is_last else in_flight
-    halfway_bytes = awaiting_weight * sum(layer.gradient_bytes for layer in layers)
-    names = {layer.name for layer in layers}
-    borrowed_bytes = sum(
-        size for layer in layers for owner, size in layer.borrows if owner not in names
-    )
-    lent_bytes = sum(
-        size
-        for layer in profile.layers
-        for owner, size in layer.borrows
-        if owner in names and layer.name not in names
-    )
+    halfway_bytes = awaiting_weight * total("gradient_bytes")
+    borrowed_bytes, lent_bytes = _lending(profile, layers) if profile.lends else (0, 0)
     stash_bytes = math.ceil(
         rows_share * (in_flight * waiting_bytes + keeping * residual_bytes + halfway_bytes)
     )
     temp_bytes = max(layer.temp_bytes for layer in layers)
-    update_temp_bytes = sum(layer.update_temp_bytes for layer in layers)
+    update_temp_bytes = total("update_temp_bytes")
     sent_bytes = (before.gradient_bytes if before else 0) + (after.output_bytes if after else 0)
     received_bytes = (before.output_bytes if before else 0) + (after.gradient_bytes if after else 0)
     sent_bytes, received_bytes = (
@@ -184,6 +178,21 @@ def stage_memory(
         log_bytes=log_steps * profile.microbatches * sent_bytes,
         hosted_bytes=hosted_bytes,
         working_bytes=max(temp_bytes, update_temp_bytes - stash_bytes),
-        program_bytes=PROGRAM_OP_BYTES * sum(layer.program_ops for layer in layers),
+        program_bytes=PROGRAM_OP_BYTES * total("program_ops"),
         compile_peak_bytes=compile_peak_bytes,
     )
+
+
+def _lending(profile: ModelProfile, layers: Sequence[LayerProfile]) -> tuple[int, int]:
+    """Bytes that a stage borrows of others, and that it lends to others."""
+    names = {layer.name for layer in layers}
+    borrowed_bytes = sum(
+        size for layer in layers for owner, size in layer.borrows if owner not in names
+    )
+    lent_bytes = sum(
+        size
+        for layer in profile.layers
+        for owner, size in layer.borrows
+        if owner in names and layer.name not in names
+    )
+    return borrowed_bytes, lent_bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from ..errors import InvalidValueError
 from .crowd import Crowd
@@ -100,6 +101,12 @@ class LayerSeconds:
             )
 
 
+_SUMMED = (
+    "parameter_bytes", "optimizer_bytes", "state_bytes", "residual_bytes", "gradient_bytes",
+    "update_temp_bytes", "program_ops",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """A chain of `L` layers, profiled for one job on the devices of one crowd."""
@@ -121,10 +128,20 @@ class ModelProfile:
     """How `seconds` were obtained: "analytic" or "measured"."""
     memory_source: str = "analytic"
     """Where `temp_bytes` come from: "analytic", or "compiled", XLA's own analysis."""
+    _before: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
+    """Figure -> its sum over the layers before each layer."""
+    lends: bool = field(init=False, repr=False, compare=False)
+    """Whether any layer borrows parameters of another."""
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise InvalidValueError("a model profile needs at least one layer")
+        before = {
+            name: tuple(accumulate((getattr(la, name) for la in self.layers), initial=0))
+            for name in _SUMMED
+        }
+        object.__setattr__(self, "_before", before)
+        object.__setattr__(self, "lends", any(layer.borrows for layer in self.layers))
         if self.microbatches < 1:
             raise InvalidValueError(f"microbatches must be >= 1, got {self.microbatches}")
         if self.microbatch_size < 1:
@@ -135,6 +152,11 @@ class ModelProfile:
                     f"seconds of device {device!r}: {len(rows)} entries"
                     f" for {len(self.layers)} layers"
                 )
+
+    def total(self, figure: str, first: int, last: int) -> int:
+        """Sum of a figure in bytes or instructions over layers `first .. last`."""
+        before = self._before[figure]
+        return before[last + 1] - before[first]
 
     def layer_seconds(self, crowd: Crowd, device_id: str) -> tuple[LayerSeconds, ...]:
         """Seconds per layer on a device: the given ones, else flops / flops_per_s."""

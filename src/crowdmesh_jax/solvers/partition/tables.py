@@ -81,8 +81,8 @@ class Tables:
     Args:
         ignore_memory, ignore_links, ignore_rules: Relaxations, by which an infeasible problem is
             explained: every device holds anything, every pair is linked, no pins, bans or counts.
-        like: Tables of the same problem but for its devices or schedule, whose memory lines hold
-            here, too.
+        like: Tables of the same problem but for its devices (some of them) or schedule. What they
+            know of memory and links holds here, too.
     """
 
     has_windows = True
@@ -127,6 +127,8 @@ class Tables:
         self._ignore_memory = ignore_memory
         self._ignore_links = ignore_links
         self._ignore_rules = ignore_rules
+        self._like = like
+        self._like_index = [] if like is None else [like.devices.index(d) for d in self.devices]
         self._memory = self._memory_lines() if like is None else like._memory
         self._updates: list[list[float]] = []
         """Per device, update seconds of the layers before each layer."""
@@ -256,7 +258,11 @@ class Tables:
         """The cut before `layer` between two devices; None where they cannot talk both ways."""
         key = (source, target, layer)
         if key not in self._cuts:
-            self._cuts[key] = self._cut(source, target, layer)
+            if self._like is None:
+                self._cuts[key] = self._cut(source, target, layer)
+            else:
+                known = self._like_index
+                self._cuts[key] = self._like.cut(known[source], known[target], layer)
         return self._cuts[key]
 
     def _cut(self, source: int, target: int, layer: int) -> Cut | None:
@@ -394,6 +400,9 @@ class Tables:
 
     def _cut_times(self, source: int, target: int, layer: int) -> CutTimes:
         key = (source, target, layer)
+        if key not in self._wired and self._like is not None:
+            known = self._like_index
+            self._wired[key] = self._like._cut_times(known[source], known[target], layer)
         if key not in self._wired:
             problem = self.problem
             self._wired[key] = pair_times(
