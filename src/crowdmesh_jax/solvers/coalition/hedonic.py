@@ -24,11 +24,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ...core import CoalitionStructure, Crowd
 from ...errors import InfeasibleError, InvalidValueError
+from .arrays import ArrayGame
 from .baselines import (
     EPSILON,
     SAMPLE_ABOVE,
@@ -41,14 +44,19 @@ from .baselines import (
 )
 from .certificate import certify
 from .game import Game
-from .preferences import Preference, Switch, make_preference
-from .problem import CoalitionProblem, CoalitionResult
+from .preferences import Preference, Switch, make_preference, marginal
+from .problem import Certificate, CoalitionProblem, CoalitionResult
 from .search import Observer, Search
+from .value import members_of
 
 CERTIFIED = 64
 """Devices whose deviations are looked at where there are more than `SAMPLE_ABOVE`."""
 FEW = 64
 """Devices up to which every kind of start and move is tried."""
+MANY = 1000
+"""Devices beyond which closed forms have one start and a sampled certificate."""
+SAMPLED = 512
+"""Devices whose deviations are looked at there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +91,8 @@ class HedonicSolver:
         """
         started_s = time.monotonic()
         game = Game(problem)
+        if self._is_by_arrays(game):
+            return self._by_arrays(game, self._array_starts(game), started_s)
         return self._best(game, self._starts(game), started_s)
 
     def reform(
@@ -108,7 +118,49 @@ class HedonicSolver:
         masks = placed(game, before.structure)
         floor = hysteresis * game.potential(masks).phi
         sluggish = replace(self, epsilon=max(self.epsilon, floor), starts=1)
+        if self._is_by_arrays(game):
+            groups = [list(members_of(mask)) for mask in masks]
+            made = ArrayGame(game, groups, epsilon=sluggish.epsilon, observer=self.observer)
+            return sluggish._by_arrays(game, [made], started_s)
         return sluggish._best(game, [masks], started_s)
+
+    def _is_by_arrays(self, game: Game) -> bool:
+        return game.is_by_sums and game.count > FEW and self.preference in ("marginal", marginal)
+
+    def _array_starts(self, game: Game) -> Iterator[ArrayGame]:
+        """Placed by demand; in crowds where that is cheap by speed, too, and each device alone."""
+        speed, rows = game.facts.speed, game.facts.rows
+        demand = rows / np.maximum(speed, 1e-12)
+        orders = [demand, speed][: self.starts if game.count <= MANY else 1]
+        for key in orders:
+            made = ArrayGame(game, [], epsilon=self.epsilon, observer=self.observer)
+            made.place(sorted(range(game.count), key=lambda d: (-key[d], d)))
+            yield made
+        if self.starts > 2 and game.count <= MANY:
+            alone = [[device] for device in range(game.count)]
+            yield ArrayGame(game, alone, epsilon=self.epsilon, observer=self.observer)
+
+    def _by_arrays(
+        self, game: Game, starts: Iterable[ArrayGame], started_s: float
+    ) -> CoalitionResult:
+        best: ArrayGame | None = None
+        rounds = switches = 0
+        for number, made in enumerate(starts):
+            made.descend(random.Random(f"hedonic {self.seed} {number}"), merges=self.repair)
+            rounds, switches = rounds + made.passes, switches + made.moves
+            if best is None or made.potential() < best.potential():
+                best = made
+        assert best is not None
+        masks = as_masks(best.groups())
+        check_feasible(game, masks)
+        sample = None
+        if game.count > MANY:
+            rng = random.Random(f"certificate {self.seed}")
+            sample = rng.sample(range(game.count), SAMPLED)
+        return self._told(
+            game, masks, best.certificate("marginal", sample), rounds, switches, started_s,
+            ["ended by the bound on passes, not by stability"] if best.is_cut_short else [],
+        )  # fmt: skip
 
     def _starts(self, game: Game) -> list[Sequence[int]]:
         found: list[Sequence[int]] = [GreedySolver(seed=self.seed).masks(game)]
@@ -135,11 +187,9 @@ class HedonicSolver:
                 best = search
         assert best is not None
         check_feasible(game, best.masks)
-        structure = game.structure(best.masks)
-        ordered = game.masks(structure)
         certificate = certify(
             game,
-            ordered,
+            game.masks(game.structure(best.masks)),
             name=name,
             preference=preference,
             epsilon=self.epsilon,
@@ -151,10 +201,24 @@ class HedonicSolver:
             notes.append("ended by the bound on passes, not by stability")
         if not best.has_potential:
             notes.append(f"preference {name!r} has no potential: ended by the history rule")
+        return self._told(game, best.masks, certificate, rounds, switches, started_s, notes)
+
+    def _told(
+        self,
+        game: Game,
+        masks: Sequence[int],
+        certificate: Certificate,
+        rounds: int,
+        switches: int,
+        started_s: float,
+        notes: list[str],
+    ) -> CoalitionResult:
+        structure = game.structure(masks)
+        ordered = game.masks(structure)
         unheld = [mask for mask in ordered if game.entry(mask).rated.missing > 0]
         if unheld:
             count = sum(mask.bit_count() for mask in unheld)
-            notes.append(f"{count} devices are in coalitions that cannot hold the model")
+            notes = [*notes, f"{count} devices are in coalitions that cannot hold the model"]
         return CoalitionResult(
             structure=structure,
             values=tuple(game.valued(mask) for mask in ordered),
