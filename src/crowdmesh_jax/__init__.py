@@ -81,9 +81,12 @@ if TYPE_CHECKING:
     from .solvers import CoalitionResult as CoalitionResult
     from .solvers import PartitionProblem as PartitionProblem
     from .solvers import PartitionResult as PartitionResult
+    from .solvers import StabilityPrices as StabilityPrices
     from .solvers import form_coalitions as form_coalitions
     from .solvers import partition as partition
+    from .solvers import rate_structure as rate_structure
     from .solvers import solve as solve
+    from .solvers import stability_prices as stability_prices
 
 _ROOM_NAMES = {
     "core": (
@@ -106,8 +109,8 @@ _ROOM_NAMES = {
         " PhaseEvent StepEvent TrainResult launch restore train"
     ),
     "solvers": (
-        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult form_coalitions"
-        " partition solve"
+        "CoalitionProblem CoalitionResult PartitionProblem PartitionResult StabilityPrices"
+        " form_coalitions partition rate_structure solve stability_prices"
     ),
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}

@@ -6,8 +6,12 @@ from .coalition import (
     CoalitionProblem,
     CoalitionResult,
     HedonicSolver,
+    StabilityPrice,
+    StabilityPrices,
     coalition_solvers,
     form_coalitions,
+    rate_structure,
+    stability_prices,
 )
 from .explain import explain
 from .partition import (
@@ -32,6 +36,8 @@ __all__ = [
     "PartitionResult",
     "PartitionSolver",
     "SingleBestSolver",
+    "StabilityPrice",
+    "StabilityPrices",
     "available_backends",
     "check_plan",
     "coalition_solvers",
@@ -40,8 +46,10 @@ __all__ = [
     "make_solver",
     "partition",
     "plan_faults",
+    "rate_structure",
     "solve",
     "solve_exhaustive",
     "solve_ilp",
     "solvers",
+    "stability_prices",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from .game import Game
 from .preferences import Preference
 from .problem import Certificate, Cost, Deviation
-from .search import Search
+from .search import TOGETHER, Search
 from .value import members_of
 
 
@@ -34,7 +34,9 @@ def certify(
     if sample is not None and sample < game.count:
         devices = sorted(random.Random(f"certificate {seed}").sample(devices, sample))
     ids, found = game.facts.ids, []
-    for device in devices:
+    for place, device in enumerate(devices):
+        if place % TOGETHER == 0:
+            search.foresee(devices[place : place + TOGETHER])
         targets = search.targets(device)
         best = search.best_switch(device, targets)
         if best is None:  # alone in the whole crowd, or no room anywhere

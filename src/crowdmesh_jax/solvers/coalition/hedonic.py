@@ -26,6 +26,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -33,10 +34,8 @@ from ...core import CoalitionStructure, Crowd
 from ...errors import InfeasibleError, InvalidValueError
 from .arrays import ArrayGame
 from .baselines import (
-    EPSILON,
-    SAMPLE_ABOVE,
+    RIVALS,
     GreedySolver,
-    as_masks,
     grand_masks,
     mend,
     random_groups,
@@ -46,11 +45,10 @@ from .certificate import certify
 from .game import Game
 from .preferences import Preference, Switch, make_preference, marginal
 from .problem import Certificate, CoalitionProblem, CoalitionResult
+from .rating import CERTIFIED, EPSILON, SAMPLE_ABOVE, as_masks
 from .search import Observer, Search
 from .value import members_of
 
-CERTIFIED = 64
-"""Devices whose deviations are looked at where there are more than `SAMPLE_ABOVE`."""
 FEW = 64
 """Devices up to which every kind of start and move is tried."""
 MANY = 1000
@@ -66,7 +64,13 @@ class HedonicSolver:
     preference: str | Callable[[Switch], object] = "marginal"
     starts: int = 4
     """Structures to start from: greedy, singletons, the grand coalition, then random ones. Beyond
-    300 devices the first alone."""
+    64 devices the first alone (closed forms: beyond 1000)."""
+    rivals: Sequence[str] = ()
+    """Other solvers (greedy, kmeans, ...) whose structures are starts as well: the potential is
+    then no higher than theirs. Not for closed forms of more than 64 devices."""
+    choose: Literal["potential", "rounds"] = "potential"
+    """Which of the equilibria found is returned: the one with the least potential, or the one whose
+    mean and slowest round are the best beside those of the starts and of each other."""
     repair: bool = True
     """Whether swaps, merges and splits help after the switches; without them: the game alone."""
     epsilon: float = EPSILON
@@ -82,6 +86,13 @@ class HedonicSolver:
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise InvalidValueError(f"epsilon must be finite and >= 0, got {self.epsilon}")
         make_preference(self.preference)
+        if self.choose not in ("potential", "rounds"):
+            raise InvalidValueError(f"choose must be 'potential' or 'rounds', got {self.choose!r}")
+        unknown = [name for name in self.rivals if name not in RIVALS]
+        if unknown:
+            raise InvalidValueError(
+                f"no rival {unknown[0]!r} to start from; known: {', '.join(RIVALS)}"
+            )
 
     def form(self, problem: CoalitionProblem) -> CoalitionResult:
         """Answers a problem.
@@ -164,28 +175,28 @@ class HedonicSolver:
 
     def _starts(self, game: Game) -> list[Sequence[int]]:
         found: list[Sequence[int]] = [GreedySolver(seed=self.seed).masks(game)]
-        if game.count > SAMPLE_ABOVE:
-            return found
+        theirs = [RIVALS[name](seed=self.seed).masks(game) for name in self.rivals]
+        if game.count > FEW:
+            return found + theirs
         found += [singleton_masks(game), grand_masks(game)]
         rng = random.Random(f"starts {self.seed}")
         while len(found) < self.starts:
             count = rng.randint(1, max(1, game.count // 2))
             groups = random_groups(game, max(count, -(-game.count // game.problem.size_limit)), rng)
             found.append(mend(game, as_masks(groups)))
-        return found[: self.starts]
+        return found[: self.starts] + theirs
 
     def _best(
-        self, game: Game, starts: Iterable[Sequence[int]], started_s: float
+        self, game: Game, starts: Sequence[Sequence[int]], started_s: float
     ) -> CoalitionResult:
         name, preference = make_preference(self.preference)
-        best: Search | None = None
-        rounds = switches = 0
-        for number, masks in enumerate(starts):
-            search = self._descend(game, masks, preference, number)
-            rounds, switches = rounds + search.passes, switches + search.moves
-            if best is None or game.potential(search.masks) < game.potential(best.masks):
-                best = search
-        assert best is not None
+        found = [
+            self._descend(game, masks, preference, number) for number, masks in enumerate(starts)
+        ]
+        rounds, switches = sum(one.passes for one in found), sum(one.moves for one in found)
+        best = min(found, key=lambda one: game.potential(one.masks))
+        if self.choose == "rounds":
+            best = found[best_by_rounds(game, [one.masks for one in found], starts)]
         check_feasible(game, best.masks)
         certificate = certify(
             game,
@@ -249,6 +260,26 @@ class HedonicSolver:
             swaps=self.repair and not large, merges=self.repair, splits=self.repair and not large
         )
         return search
+
+
+def best_by_rounds(
+    game: Game, found: Sequence[Sequence[int]], others: Sequence[Sequence[int]]
+) -> int:
+    """Which structure's mean and slowest round are best.
+
+    First, how little of either is above the least of `others`; then, the product of both. Those
+    that leave devices without a model lose.
+    """
+    known = [game.measures(masks) for masks in others if game.potential(masks).lack == 0]
+    slowest_s = min((slowest for slowest, _ in known), default=math.inf)
+    mean_s = min((mean for _, mean in known), default=math.inf)
+
+    def rank(place: int) -> tuple[float, ...]:
+        cost, (slowest, mean) = game.potential(found[place]), game.measures(found[place])
+        above = max(slowest / slowest_s - 1, 0.0) + max(mean / mean_s - 1, 0.0)
+        return cost.lack, above, slowest * mean, cost.phi, place
+
+    return min(range(len(found)), key=rank)
 
 
 def placed(game: Game, structure: CoalitionStructure) -> list[int]:
