@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import optax
-from _measure import MIN_REPEATS, Figure, arguments, figure, report
+from _measure import MIN_REPEATS, Figure, Sample, arguments, figure, report, walls
 
 import crowdmesh_jax as cm
 from crowdmesh_jax.core import ModelProfile
@@ -126,12 +126,14 @@ def floor_s(game: Game) -> float:
     return worst_s
 
 
-def scale(profile: ModelProfile, devices: int, **asked: Any) -> tuple[float, bool]:
+def scale(profile: ModelProfile, devices: int, **asked: Any) -> tuple[Sample, bool]:
     """Seconds that forming takes, and whether its certificate is clean."""
     crowd = cm.crowds.campus(devices, seed=0)
-    started_s = time.perf_counter()
+    cpu_s, started_s = time.process_time(), time.perf_counter()
     result = cm.form_coalitions(profile, crowd, **asked)
-    return time.perf_counter() - started_s, result.certificate.is_nash_stable
+    wall_s = time.perf_counter() - started_s
+    clean = result.certificate.is_nash_stable
+    return Sample(wall_s, time.process_time() - cpu_s), clean
 
 
 def scales(profile: ModelProfile, repeats: int, *, quick: bool) -> Iterator[Figure]:
@@ -142,7 +144,9 @@ def scales(profile: ModelProfile, repeats: int, *, quick: bool) -> Iterator[Figu
     ):
         many = devices // 20 if quick else devices
         runs = [scale(profile, many, **asked) for _ in range(repeats)]
-        yield figure(f"{many} devices {words}", [s for s, _ in runs], unit="s", at_most=at_most)
+        samples = [sample for sample, _ in runs]
+        yield figure(f"{many} devices {words}", walls(samples), unit="s", at_most=at_most)
+        yield figure(f"{many} devices {words}: CPU", [s.cpu_s for s in samples], unit="s")
         yield figure(
             f"{many} devices {words}: certificate is clean (1: yes)",
             [float(clean) for _, clean in runs],

@@ -69,8 +69,9 @@ class HedonicSolver:
     """Other solvers (greedy, kmeans, ...) whose structures are starts as well: the potential is
     then no higher than theirs. Not for closed forms of more than 64 devices."""
     choose: Literal["potential", "rounds"] = "potential"
-    """Which of the equilibria found is returned: the one with the least potential, or the one whose
-    mean and slowest round are the best beside those of the starts and of each other."""
+    """Which of the equilibria found is returned: the one with the least potential, or the one that
+    is above no start's mean or slowest round, if there is one, and among those the one whose
+    slowest round is shortest."""
     repair: bool = True
     """Whether swaps, merges and splits help after the switches; without them: the game alone."""
     epsilon: float = EPSILON
@@ -267,8 +268,8 @@ def best_by_rounds(
 ) -> int:
     """Which structure's mean and slowest round are best.
 
-    First, how little of either is above the least of `others`; then, the product of both. Those
-    that leave devices without a model lose.
+    First, how little of either is above the least of `others`; then the slowest, for which all
+    wait; then the mean. Those that leave devices without a model lose.
     """
     known = [game.measures(masks) for masks in others if game.potential(masks).lack == 0]
     slowest_s = min((slowest for slowest, _ in known), default=math.inf)
@@ -277,7 +278,7 @@ def best_by_rounds(
     def rank(place: int) -> tuple[float, ...]:
         cost, (slowest, mean) = game.potential(found[place]), game.measures(found[place])
         above = max(slowest / slowest_s - 1, 0.0) + max(mean / mean_s - 1, 0.0)
-        return cost.lack, above, slowest * mean, cost.phi, place
+        return cost.lack, above, slowest, mean, place
 
     return min(range(len(found)), key=rank)
 
