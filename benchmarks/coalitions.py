@@ -8,7 +8,8 @@ two powers of the potential (the default, and that of our own solver). Three for
 
     alone    switches only, default potential: no swaps, merges or splits
     default  what `cm.form_coalitions` does
-    rounds   power 16, baselines as further starts, the equilibrium with the best rounds
+    rounds   power 16, the equilibrium with the best rounds; where it is worse than a baseline on a
+             measure, once more with all baselines' structures as further starts ("repaired")
 
 No structure's slowest round beats the best coalition around a device with much data. `floor` is
 that bound as far as a local search around each device finds it.
@@ -85,15 +86,15 @@ def compare(profile: ModelProfile, crowd: cm.Crowd) -> dict[str, Any]:
         for problem in (usual, steep)
     }
     ours = {
-        "alone": HedonicSolver(repair=False).form(usual),
-        "default": HedonicSolver().form(usual),
-        "rounds": HedonicSolver(rivals=BASELINES, choose="rounds").form(steep),
+        "alone": rounds_of(HedonicSolver(repair=False).form(usual)),
+        "default": rounds_of(HedonicSolver().form(usual)),
+        "rounds": rounds_of(HedonicSolver(choose="rounds").form(steep)),
     }
-    return {
-        "baselines": found,
-        **{name: rounds_of(result) for name, result in ours.items()},
-        "floor_s": floor_s(Game(usual)),
-    }
+    row = {"baselines": found, **ours, "floor_s": floor_s(Game(usual)), "is_repaired": False}
+    if any(against(row, "rounds", measure) > 1 + 1e-9 for measure in ("mean_s", "slowest_s")):
+        solver = HedonicSolver(rivals=BASELINES, choose="rounds")
+        row |= {"rounds": rounds_of(solver.form(steep)), "is_repaired": True}
+    return row
 
 
 def floor_s(game: Game) -> float:
@@ -249,6 +250,7 @@ def figures(rows: list[dict[str, Any]]) -> Iterator[Figure]:
     for preset in presets[1:]:
         of = [floor for floor, row in zip(floors, rows, strict=True) if row["preset"] == preset]
         yield figure(f"floor / best baseline: slowest round, {preset}", of)
+    yield share("rounds was repaired", [float(row["is_repaired"]) for row in rows], "")
     near = [row["rounds"]["slowest_s"] <= 1.005 * row["floor_s"] for row in rows]
     yield figure("rounds is within 0.5 % of the floor (1: yes)", [float(n) for n in near], unit="")
 
