@@ -23,6 +23,8 @@ LISTED = 30
 """Coalitions that the legend names; the slowest, where there are more."""
 NUMBERED = 150
 """Devices up to which each dot bears its coalition's number."""
+ROUNDS = 60
+"""Of moving dots apart."""
 GOLDEN = 0.6180339887498949
 """Steps of hue that keep any few neighbours far apart."""
 
@@ -54,13 +56,16 @@ def draw_coalitions(
     order = sorted(
         range(len(structure)), key=lambda place: (-rounds_s[place], structure.coalitions[place])
     )
-    places, height, note = _layout(crowd)
+    legend, tall = _legend(structure, order, rounds_s)
+    places, height, note = _layout(crowd, tall)
     count = len(structure.devices)
     title = title or (
         f"{len(structure)} coalitions of {count} devices;"
         f" the slowest round takes {units.seconds(max(rounds_s))}"
     )
     radius = 9.0 if count <= NUMBERED else max(2.0, 110 / math.sqrt(count))
+    if count <= NUMBERED and _part(places, 2 * radius + 5, height):
+        note += "; dots that lay upon each other are moved apart"
     lines, dots = [], []
     for number, place in enumerate(order, start=1):
         colour, members = _colour(number - 1), structure.coalitions[place]
@@ -71,7 +76,7 @@ def draw_coalitions(
             if name != fastest:
                 lines.append(
                     f'<path d="M{at.x:.1f} {at.y:.1f}L{hub.x:.1f} {hub.y:.1f}" stroke="{colour}"'
-                    ' stroke-width="1.6" stroke-opacity=".55"/>'
+                    ' stroke-width="2" stroke-opacity=".6"/>'
                 )
             ring = ' stroke="#2b3440" stroke-width="2"' if name == fastest else ""
             tip = f"{name}: coalition {number}, round {units.seconds(rounds_s[place])}"
@@ -83,7 +88,6 @@ def draw_coalitions(
                 dots.append(
                     f'<text class="inside" x="{at.x:.1f}" y="{at.y + 3.5:.1f}">{number}</text>'
                 )
-    legend, tall = _legend(structure, order, rounds_s)
     height = max(height, tall)
     body = (
         f'<text class="title" x="0" y="16">{escape(title)}</text>'
@@ -130,8 +134,40 @@ def _legend(
     return "".join(out), 27 + 19 * min(len(order), LISTED + 1)
 
 
-def _layout(crowd: Crowd) -> tuple[dict[str, _Place], int, str]:
-    """Where each device is drawn, how tall that is, and what the reader should know of it."""
+def _part(places: dict[str, _Place], apart: float, height: float) -> bool:
+    """Moves dots that lie upon each other apart, each pair by half; says whether any moved."""
+    names = sorted(places)
+    at = [[places[name].x, places[name].y] for name in names]
+    has_moved = False
+    for turn in range(ROUNDS):
+        is_quiet = True
+        for left in range(len(at)):
+            for right in range(left):
+                across, down = at[left][0] - at[right][0], at[left][1] - at[right][1]
+                away = math.hypot(across, down)
+                if away >= apart - 0.01:
+                    continue
+                is_quiet = False
+                if away < 1e-6:  # the same place: any direction, but always the same
+                    angle = 2 * math.pi * GOLDEN * (left + turn)
+                    across, down, away = math.cos(angle), math.sin(angle), 1.0
+                half = (apart - min(away, apart)) / 2 / away
+                for dot, sign in ((left, half), (right, -half)):
+                    at[dot][0] = min(max(at[dot][0] + sign * across, MARGIN), MAP - MARGIN)
+                    at[dot][1] = min(max(at[dot][1] + sign * down, MARGIN), height - MARGIN)
+        if is_quiet:
+            break
+        has_moved = True
+    places.update({name: _Place(x, y) for name, (x, y) in zip(names, at, strict=True)})
+    return has_moved
+
+
+def _layout(crowd: Crowd, least: int) -> tuple[dict[str, _Place], int, str]:
+    """Where each device is drawn, how tall that is, and what the reader should know of it.
+
+    Args:
+        least: A flat crowd may be stretched to so many pixels, which the legend takes anyway.
+    """
     placed = {d.id: d.position_m for d in crowd.devices if d.position_m is not None}
     lost = [d.id for d in crowd.devices if d.position_m is None]
     places: dict[str, _Place] = {}
@@ -141,7 +177,10 @@ def _layout(crowd: Crowd) -> tuple[dict[str, _Place], int, str]:
         wide, tall = max(xs) - min(xs), max(ys) - min(ys)
         inner = MAP - 2 * MARGIN
         across = inner / wide if wide > 0 else 0.0
-        height = min(MAX_HEIGHT, max(MIN_HEIGHT, tall * across + 2 * MARGIN))
+        height = tall * across + 2 * MARGIN
+        if height < MIN_HEIGHT:
+            height = max(MIN_HEIGHT, least)
+        height = min(MAX_HEIGHT, height)
         up = (height - 2 * MARGIN) / tall if tall > 0 else 0.0
         stretched = across > 0 and up > 0
         across_m, tall_m = _length(wide), _length(tall)

@@ -243,6 +243,8 @@ sys.path.insert(0, {folder!r})
 from test_coalition_game import PROFILE, crowd_of
 from crowdmesh_jax.solvers import form_coalitions
 print(form_coalitions(PROFILE, crowd_of(8, 5), seed=1).structure.coalitions)
+many = form_coalitions(PROFILE, crowd_of(70, 5), value="closed_form", seed=1)
+print(many.structure.coalitions, many.potential)
 """
 
 
@@ -251,6 +253,8 @@ def test_neither_the_order_of_the_crowd_nor_the_hash_seed_changes_anything():
     turned = dataclasses.replace(crowd, devices=crowd.devices[::-1])
     one = form_coalitions(PROFILE, crowd, seed=1)
     assert form_coalitions(PROFILE, turned, seed=1).structure == one.structure
+    many = form_coalitions(PROFILE, crowd_of(70, 5), value="closed_form", seed=1)
+    expected = f"{one.structure.coalitions}\n{many.structure.coalitions} {many.potential}"
     script = SCRIPT.format(folder=os.path.dirname(__file__))
     for hash_seed in ("1", "2"):
         said = subprocess.check_output(
@@ -258,7 +262,7 @@ def test_neither_the_order_of_the_crowd_nor_the_hash_seed_changes_anything():
             text=True,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
         )
-        assert said.strip() == str(one.structure.coalitions)
+        assert said.strip() == expected
 
 
 @pytest.mark.parametrize("preference", ["equal_share", "selfish", "pareto", lambda switch: 0.0])

@@ -41,16 +41,13 @@ from .baselines import (
     random_groups,
     singleton_masks,
 )
-from .certificate import certify
+from .certificate import FEW, certify
 from .game import Game
 from .preferences import Preference, Switch, make_preference, marginal
 from .problem import Certificate, CoalitionProblem, CoalitionResult
 from .rating import CERTIFIED, EPSILON, SAMPLE_ABOVE, as_masks
 from .search import Observer, Search
-from .value import members_of
 
-FEW = 64
-"""Devices up to which every kind of start and move is tried."""
 MANY = 1000
 """Devices beyond which closed forms have one start and a sampled certificate."""
 SAMPLED = 512
@@ -127,14 +124,23 @@ class HedonicSolver:
             raise InvalidValueError(f"hysteresis must lie in [0, 1), got {hysteresis}")
         started_s = time.monotonic()
         game = Game(replace(before.problem, crowd=crowd))
+        if self._is_by_arrays(game):
+            made = self._standing(game, before.structure)
+            floor = hysteresis * made.potential().phi
+            made.epsilon = max(self.epsilon, floor)
+            return self._by_arrays(game, [made], started_s)
         masks = placed(game, before.structure)
         floor = hysteresis * game.potential(masks).phi
         sluggish = replace(self, epsilon=max(self.epsilon, floor), starts=1)
-        if self._is_by_arrays(game):
-            groups = [list(members_of(mask)) for mask in masks]
-            made = ArrayGame(game, groups, epsilon=sluggish.epsilon, observer=self.observer)
-            return sluggish._by_arrays(game, [made], started_s)
         return sluggish._best(game, [masks], started_s)
+
+    def _standing(self, game: Game, structure: CoalitionStructure) -> ArrayGame:
+        """A former structure in the game's crowd, newcomers placed."""
+        index = game.facts.index
+        groups = [[index[d] for d in group if d in index] for group in structure.coalitions]
+        made = ArrayGame(game, groups, epsilon=self.epsilon, observer=self.observer)
+        made.place(np.flatnonzero(made.home < 0).tolist())
+        return made
 
     def _is_by_arrays(self, game: Game) -> bool:
         return game.is_by_sums and game.count > FEW and self.preference in ("marginal", marginal)
