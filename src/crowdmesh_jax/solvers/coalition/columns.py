@@ -25,8 +25,8 @@ PAIRS = 32768
 """Pairs of a device and a column looked at in one expression: its arrays stay in the cache."""
 TOGETHER = 256
 """Devices looked at in one expression, at most: none of them sees the others move."""
-ROUNDING = 1e-4
-"""Share that rounding to float32 may lift a bound by: some twenty operations and a power."""
+ROUNDING = 2e-5
+"""Share that rounding to float32 may lift a round by: some twenty operations."""
 CHUNK = 16384
 """Pairs priced exactly in one expression."""
 
@@ -235,8 +235,11 @@ class Columns:
         named = Sums(*both)  # pyright: ignore[reportArgumentType]
         low = self._tangents.below(mix, columns) if self._has_labels else np.zeros((), np.float32)
         round_s = self.game.round_s(named.rows, self._value.step_s(named), named.hazard)
+        power = self.game.problem.power
+        if power > 4:  # beyond what float32 can hold
+            round_s = round_s.astype(float)
         least = self.game.weighed(named.rows, low, round_s)[1]
-        hope = base[1][:, None] + self._cost[1, columns] - (1 - ROUNDING) * least
+        hope = base[1][:, None] + self._cost[1, columns] - (1 - ROUNDING) ** (1 + power) * least
         hope[closed] = -np.inf
         return lack, hope
 
