@@ -11,15 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_coalition_game import PROFILE, best_gain, crowd_of
 
-from crowdmesh_jax.core import CoalitionStructure, DeviceId, Link
-from crowdmesh_jax.errors import InvalidCoalitionError, InvalidValueError
+import crowdmesh_jax as cm
+from crowdmesh_jax.core import CoalitionStructure, Device, DeviceId, Link
+from crowdmesh_jax.errors import InfeasibleError, InvalidCoalitionError, InvalidValueError
 from crowdmesh_jax.solvers import HedonicSolver, form_coalitions, rate_structure, stability_prices
 from crowdmesh_jax.solvers.coalition import CoalitionProblem
 from crowdmesh_jax.solvers.coalition.baselines import RIVALS
 from crowdmesh_jax.solvers.coalition.certificate import certify
 from crowdmesh_jax.solvers.coalition.game import Game, raised
 from crowdmesh_jax.solvers.coalition.hedonic import best_by_rounds
-from crowdmesh_jax.solvers.coalition.preferences import marginal
+from crowdmesh_jax.solvers.coalition.preferences import PREFERENCES, Switch, marginal
 from crowdmesh_jax.solvers.coalition.problem import Cost
 from crowdmesh_jax.solvers.coalition.quick import QuickTables
 from crowdmesh_jax.solvers.coalition.search import Search
@@ -269,3 +270,109 @@ def test_a_structure_made_by_hand_is_rated_as_all_others_are():
     assert again.structure == theirs.structure
     with pytest.raises(InvalidCoalitionError, match="is in no coalition"):
         rate_structure(problem, CoalitionStructure.of([[crowd.devices[0].id]]))
+
+
+@pytest.mark.parametrize("value", ["partition", "closed_form"])
+def test_welcome_deviations_are_the_best_that_hosts_do_not_wait_longer_for(value):
+    problem = CoalitionProblem(profile=PROFILE, crowd=crowd_of(8, 4), value=value)
+    game = Game(problem)
+    masks = [0b00011011, 0b00100100, 0b11000000]
+    search = Search(game, masks, epsilon=1e-9, rng=random.Random(0))
+    told = certify(game, masks, name="marginal", preference=marginal, epsilon=1e-9)
+    choices = []
+    for deviation in told.deviations:
+        device = game.facts.index[deviation.device]
+        gains = {target: search.gain(device, target) for target in search.targets(device)}
+        assert deviation.gain == max(gains.values())
+        welcome = [
+            gain
+            for target, gain in gains.items()
+            if gain.is_gain(1e-9)
+            and (not target or game.entry(target | 1 << device).wait <= game.entry(target).wait)
+        ]
+        assert deviation.welcome_gain == max(welcome, default=None)
+        choices.append(len(welcome))
+    assert max(choices) > 1, "somebody is welcome in several places"
+    assert told.is_nash_stable == (max(d.gain for d in told.deviations) <= Cost(0.0, 1e-9))
+    sampled = certify(
+        game, masks, name="marginal", preference=marginal, epsilon=1e-9, sample=3, seed=1
+    )
+    assert sampled.is_sampled
+    assert set(sampled.deviations) < set(told.deviations)
+
+
+def switch(**costs):
+    """Two devices leave one for another of one member; costs are phi, or (lack, phi)."""
+    named = {
+        "source_cost": 8.0, "source_cost_after": 5.0, "target_cost": 2.0, "target_cost_after": 6.0,
+        "source_wait": 4.0, "target_wait": 3.0, "target_wait_after": 3.5,
+    } | costs  # fmt: skip
+    return Switch(
+        device="a",
+        source=("a", "b"),
+        target=("c",),
+        **{
+            name: Cost(*value) if isinstance(value, tuple) else Cost(0.0, value)
+            for name, value in named.items()
+        },
+    )
+
+
+def test_preferences_say_what_their_lines_say():
+    assert PREFERENCES["marginal"](switch()) == Cost(0.0, 8.0 + 2.0 - 5.0 - 6.0)
+    assert PREFERENCES["equal_share"](switch()) == Cost(0.0, 8.0 / 2 - 6.0 / 2)
+    assert PREFERENCES["selfish"](switch()) == Cost(0.0, 0.5)
+    # Hosts would wait half a second longer, so that their loss decides; else the device's gain.
+    assert PREFERENCES["pareto"](switch()) == Cost(0.0, -0.5)
+    assert PREFERENCES["pareto"](switch(target_wait_after=2.5)) == Cost(0.0, 1.5)
+    # Lack goes before everything else.
+    held = switch(source_wait=(1.5, 1.0), target_wait_after=(0.0, 9.0))
+    assert PREFERENCES["selfish"](held) > Cost(1.0, 0.0)
+    assert held.target_cost.is_gain(1e-9)
+    assert not (Cost(-1.0, 9.0)).is_gain(1e-9)
+
+
+def test_who_holds_no_model_waits_longer_than_anybody_who_does():
+    small = tuple(
+        Device(id=DeviceId(f"d{i}"), label_counts=(32,), memory_bytes=30_000_000) for i in range(4)
+    )
+    crowd = cm.Crowd(devices=small, default_link=cm.DefaultLink())
+    game = Game(CoalitionProblem(profile=PROFILE, crowd=crowd, compile_peak_bytes=0))
+    alone, together = game.entry(0b1), game.entry(0b1111)
+    assert alone.rated.missing > 0
+    assert alone.cost.lack == 1 + alone.rated.missing
+    assert alone.wait.lack == 1 + alone.rated.missing
+    assert together.rated.missing == 0 == together.cost.lack == together.wait.lack
+    assert together.wait < alone.wait
+    assert game.potential([0b1, 0b1110]).lack >= alone.cost.lack
+
+
+def test_what_cannot_hold_the_model_is_mended_or_refused():
+    small = tuple(
+        Device(id=DeviceId(f"d{i}"), label_counts=(32,), memory_bytes=30_000_000) for i in range(6)
+    )
+    crowd = cm.Crowd(devices=small, default_link=cm.DefaultLink())
+    for name in RIVALS:
+        found = form_coalitions(PROFILE, crowd, solver=name, compile_peak_bytes=0)
+        assert not found.unheld, name
+    for solver in ("hedonic", "singletons"):
+        with pytest.raises(InfeasibleError, match="no coalition of at most 1 devices"):
+            form_coalitions(PROFILE, crowd, solver=solver, compile_peak_bytes=0, max_size=1)
+
+
+def test_measures_weigh_coalitions_by_their_rows():
+    result = form_coalitions(PROFILE, crowd_of(7, 2), max_size=3, sync_s=1.5)
+    game = Game(result.problem)
+    slowest, mean = game.measures(game.masks(result.structure))
+    assert slowest == pytest.approx(result.slowest_round_s)
+    assert mean == pytest.approx(result.mean_round_s)
+    assert slowest == max(value.round_s for value in result.values)
+    by_rows = sum(value.share * value.round_s for value in result.values)
+    assert mean == pytest.approx(by_rows)
+    assert sum(value.share for value in result.values) == pytest.approx(1.0)
+    for value in result.values:
+        hazard = sum(
+            result.problem.crowd.device(device).leave_hazard_per_s for device, _, _ in value.stages
+        )
+        work_s = value.steps * value.step_s
+        assert value.round_s == pytest.approx(work_s * (1 + 10.0 * hazard) + 1.5)
