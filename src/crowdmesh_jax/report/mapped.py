@@ -197,12 +197,12 @@ def _layout(crowd: Crowd, least: int) -> tuple[dict[str, _Place], int, str]:
                 height - MARGIN - (y - min(ys)) * up if tall > 0 else height / 2,
             )
     if lost:
-        columns = 30
+        columns = 24
         step = (MAP - 2 * MARGIN) / (columns - 1)
         for index, name in enumerate(lost):
             row, column = divmod(index, columns)
-            places[name] = _Place(MARGIN + step * column, height + MARGIN + 24 * row)
-        height += 24 * (1 + (len(lost) - 1) // columns) + MARGIN
+            places[name] = _Place(MARGIN + step * column, height + MARGIN + 26 * row)
+        height += 26 * (1 + (len(lost) - 1) // columns) + MARGIN
         words = f"{len(lost)} devices without a position stand below"
         note = f"{note}; {words}" if note else "no device has a position"
     return places, math.ceil(height), note

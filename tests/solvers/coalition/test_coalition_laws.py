@@ -189,19 +189,34 @@ def test_baselines_as_starts_leave_none_of_them_with_a_lower_potential():
         assert ours.potential <= theirs.potential, name
 
 
+class Rounds:
+    """As much of a game as the choice by rounds needs; a structure is its name."""
+
+    def __init__(self, **known):
+        self.known = known  # (slowest, mean, lack)
+
+    def measures(self, name):
+        return self.known[name][:2]
+
+    def potential(self, name):
+        return Cost(self.known[name][2], 0.0)
+
+
 def test_the_choice_by_rounds_takes_what_beats_others_on_both():
-    game = Game(CoalitionProblem(profile=PROFILE, crowd=crowd_of(6, 1)))
-    everyone = (1 << 6) - 1
-    structures = [[mask, everyone ^ mask] for mask in range(1, everyone) if mask < everyone ^ mask]
-    structures = [masks for masks in structures if game.potential(masks).lack == 0]
-    measures = [game.measures(masks) for masks in structures]
-    chosen = best_by_rounds(game, structures, [])
-    assert measures[chosen] == min(measures)
-    # Nothing may be slower than the others are, where that can be had.
-    by_mean = min(range(len(measures)), key=lambda place: measures[place][1])
-    assert measures[by_mean] != measures[chosen], "a crowd where the two measures differ"
-    other = best_by_rounds(game, structures, [structures[by_mean]])
-    assert measures[other] == measures[by_mean]
+    game = Rounds(
+        quick=(5.0, 9.0, 0.0), fair=(6.0, 4.0, 0.0), slow=(7.0, 3.0, 0.0), same=(6.0, 5.0, 0.0),
+        short=(1.0, 1.0, 2.5), other=(6.5, 4.5, 0.0), lean=(9.0, 3.5, 0.0),
+    )  # fmt: skip
+
+    def chosen(found, others):
+        return found[best_by_rounds(game, found, others)]
+
+    assert chosen(["fair", "quick", "slow"], []) == "quick", "all wait for the slowest"
+    assert chosen(["same", "fair"], []) == "fair", "then the mean decides"
+    assert chosen(["short", "slow"], []) == "slow", "a model comes before everything"
+    assert chosen(["quick", "fair"], ["other"]) == "fair", "quick is above other's mean"
+    assert chosen(["quick", "fair"], ["other", "short"]) == "fair", "short holds no model"
+    assert chosen(["quick", "fair", "slow"], ["other", "lean"]) == "slow", "the least above either"
 
 
 def test_two_hundred_by_plans_look_from_one_start(monkeypatch):
@@ -276,7 +291,7 @@ def test_a_structure_made_by_hand_is_rated_as_all_others_are():
 def test_welcome_deviations_are_the_best_that_hosts_do_not_wait_longer_for(value):
     problem = CoalitionProblem(profile=PROFILE, crowd=crowd_of(8, 4), value=value)
     game = Game(problem)
-    masks = [0b00011011, 0b00100100, 0b11000000]
+    masks = [1 << device for device in range(6)] + [0b11000000]
     search = Search(game, masks, epsilon=1e-9, rng=random.Random(0))
     told = certify(game, masks, name="marginal", preference=marginal, epsilon=1e-9)
     choices = []
