@@ -83,10 +83,13 @@ if TYPE_CHECKING:
     from .solvers import PartitionProblem as PartitionProblem
     from .solvers import PartitionResult as PartitionResult
     from .solvers import PlanChoice as PlanChoice
+    from .solvers import StabilityPrices as StabilityPrices
     from .solvers import form_coalitions as form_coalitions
     from .solvers import partition as partition
     from .solvers import plan as plan
+    from .solvers import rate_structure as rate_structure
     from .solvers import solve as solve
+    from .solvers import stability_prices as stability_prices
 
 _ROOM_NAMES = {
     "core": (
@@ -110,7 +113,7 @@ _ROOM_NAMES = {
     ),
     "solvers": (
         "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"
-        " form_coalitions partition plan solve"
+        " StabilityPrices form_coalitions partition plan rate_structure solve stability_prices"
     ),
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}

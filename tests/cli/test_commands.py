@@ -324,6 +324,14 @@ def test_coalitions_are_formed_compared_and_certified(tmp_path, capsys):
     assert "Nash-stable under 'marginal'" in told
     assert "slowest round" in told
     assert main(["coalitions", "--crowd", str(path), "--solver", "hedonik"]) == 2
+    capsys.readouterr()
+    drawn, argv = tmp_path / "map.svg", ["coalitions", "--crowd", str(path), "--json"]
+    assert main([*argv, "--value", "closed_form", "--power", "1", "--svg", str(drawn)]) == 0
+    rough = json.loads(capsys.readouterr().out)
+    assert not any(value["stages"] for value in rough["values"]), "rated by sums, without plans"
+    texts = [element.text for element in ElementTree.parse(drawn).getroot().iter() if element.text]
+    for device in members:
+        assert sum(text.startswith(f"{device}: coalition ") for text in texts) == 1
 
 
 def test_schedules_are_listed_with_the_solvers(capsys):

@@ -38,6 +38,16 @@ def test_an_installed_solver_is_listed_and_plans(tmp_path):
     answer = json.loads(planned.stdout)
     assert [stage["device"] for stage in answer["plan"]["stages"]] == ["device-0", "device-1"]
     assert answer["solver"] == "halves"
+    grouped = run(
+        *CLI, "coalitions", "--solver", "pairs", "--speeds", "1,0.5,0.25,0.2,0.1", "--json",
+        path=site,
+    )  # fmt: skip
+    assert grouped.returncode == 0, grouped.stderr[-2000:]
+    assert sorted(json.loads(grouped.stdout)["structure"]["coalitions"]) == [
+        ["device-0", "device-4"], ["device-1", "device-3"], ["device-2"],
+    ]  # fmt: skip
+    without = run(*CLI, "coalitions", "--solver", "pairs")
+    assert "no coalition solver 'pairs'" in without.stderr
     without = run(*command, "halves")
     assert without.returncode != 0
     assert "no solver 'halves'" in without.stderr

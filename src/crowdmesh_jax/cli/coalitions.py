@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .console import print_json, print_table
 from .inputs import (
@@ -23,6 +24,7 @@ examples:
   crowdmesh coalitions --crowd campus.toml --model mobilenet_v2 --max-size 8
   crowdmesh coalitions --crowd campus.toml --solver kmeans
   crowdmesh coalitions --crowd campus.toml --compare all     every solver, by the same measure
+  crowdmesh coalitions --crowd campus.toml --svg map.svg     who is with whom, where they stand
 """
 
 
@@ -43,6 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     game.add_argument(
         "--compare", metavar="NAMES", help="other solvers, separated by commas, or 'all'"
     )
+    game.add_argument("--svg", metavar="FILE", help="draw devices by place and coalition")
+    game.add_argument(
+        "--value", choices=("partition", "closed_form"), default="partition",
+        help="what rates a coalition: a plan for it, or sums over its members (large crowds)",
+    )  # fmt: skip
+    game.add_argument(
+        "--power", type=float, default=4.0,
+        help="1 looks at the mean round, 16 at little but the slowest",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -67,6 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
         crowd=crowd,
         kappa=arguments.kappa,
         max_size=arguments.max_size,
+        power=arguments.power,
+        value=arguments.value,
         amounts=arguments.amounts or ("rows" if has_data else "equal"),
     )
     results, refused = {}, {}
@@ -78,6 +91,13 @@ def run(arguments: argparse.Namespace) -> None:
                 raise
             refused[name] = error.message.splitlines()[0]
     result = results[arguments.solver]
+    if arguments.svg:
+        from ..record import write_atomic
+        from ..report.mapped import draw_coalitions
+
+        rounds_s = [value.round_s for value in result.values]
+        picture = draw_coalitions(crowd, result.structure, rounds_s)
+        write_atomic(Path(arguments.svg), picture.encode())
     if arguments.json:
         print_json(
             {

@@ -6,8 +6,12 @@ from .coalition import (
     CoalitionProblem,
     CoalitionResult,
     HedonicSolver,
+    StabilityPrice,
+    StabilityPrices,
     coalition_solvers,
     form_coalitions,
+    rate_structure,
+    stability_prices,
 )
 from .explain import explain
 from .joint import Choice, PlanChoice, plan
@@ -35,6 +39,8 @@ __all__ = [
     "PartitionSolver",
     "PlanChoice",
     "SingleBestSolver",
+    "StabilityPrice",
+    "StabilityPrices",
     "available_backends",
     "check_plan",
     "coalition_solvers",
@@ -44,8 +50,10 @@ __all__ = [
     "partition",
     "plan",
     "plan_faults",
+    "rate_structure",
     "solve",
     "solve_exhaustive",
     "solve_ilp",
     "solvers",
+    "stability_prices",
 ]

@@ -1,6 +1,7 @@
 """Coalitions: who trains one copy of the model together, by a hedonic game and by baselines."""
 
 from .hedonic import HedonicSolver
+from .prices import StabilityPrice, StabilityPrices, stability_prices
 from .problem import (
     Certificate,
     CoalitionProblem,
@@ -9,6 +10,7 @@ from .problem import (
     CoalitionValue,
     Deviation,
 )
+from .rating import rate_structure
 from .registry import coalition_solvers, form_coalitions, make_coalition_solver
 
 __all__ = [
@@ -19,7 +21,11 @@ __all__ = [
     "CoalitionValue",
     "Deviation",
     "HedonicSolver",
+    "StabilityPrice",
+    "StabilityPrices",
     "coalition_solvers",
     "form_coalitions",
     "make_coalition_solver",
+    "rate_structure",
+    "stability_prices",
 ]

@@ -11,30 +11,21 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 
 from ...errors import InvalidValueError
-from .certificate import certify
 from .game import Game
-from .preferences import marginal
 from .problem import CoalitionProblem, CoalitionResult
+from .rating import answer, as_masks
 from .value import members_of
 
 Groups = list[list[int]]
 """Device indices per coalition."""
-EPSILON = 1e-9
-SAMPLE_ABOVE = 300
-"""Devices beyond which certificates look at a sample."""
-
-
-def as_masks(groups: Iterable[Iterable[int]]) -> list[int]:
-    """Groups of device indices as masks; empty ones are dropped."""
-    masks = (sum(1 << device for device in group) for group in groups)
-    return [mask for mask in masks if mask]
 
 
 def counts(game: Game) -> list[int]:
@@ -77,37 +68,6 @@ def best_of(game: Game, structures: Iterable[Sequence[int]]) -> list[int]:
     """The structure with the least potential, each mended first; the earlier one where equal."""
     mended = (mend(game, masks) for masks in structures)
     return min(mended, key=game.potential)
-
-
-def answer(
-    game: Game, masks: Sequence[int], *, solver: str, started_s: float, seed: int
-) -> CoalitionResult:
-    """A structure as a result, with the certificate of the marginal preference."""
-    structure = game.structure(masks)
-    ordered = game.masks(structure)
-    by_hand = game.count > SAMPLE_ABOVE
-    certificate = certify(
-        game, ordered, name="marginal", preference=marginal, epsilon=EPSILON,
-        sample=64 if by_hand else None, seed=seed,
-    )  # fmt: skip
-    unheld = [m for m in ordered if game.entry(m).rated.missing > 0]
-    notes = ()
-    if unheld:
-        count = sum(m.bit_count() for m in unheld)
-        notes = (f"{count} devices are in {len(unheld)} coalitions that cannot hold the model",)
-    return CoalitionResult(
-        structure=structure,
-        values=tuple(game.valued(mask) for mask in ordered),
-        problem=game.problem,
-        potential=game.potential(ordered),
-        certificate=certificate,
-        rounds=0,
-        switches=0,
-        evaluations=game.evaluations,
-        solve_s=time.monotonic() - started_s,
-        solver=solver,
-        notes=notes,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,8 +376,32 @@ def all_structures(game: Game, max_devices: int = 10) -> list[list[int]]:
     return structures
 
 
+RIVALS: Mapping[str, type[_Baseline]] = MappingProxyType(
+    {
+        rival.name: rival
+        for rival in (
+            GrandSolver, SingletonsSolver, RandomSolver, KMeansSolver, GreedySolver, DataOnlySolver,
+            LatencyAndDataSolver,
+        )
+    }
+)  # fmt: skip
+"""Those that answer at any size, by name."""
+
 __all__ = [
-    "DataOnlySolver", "ExhaustiveCoalitions", "GrandSolver", "GreedySolver", "KMeansSolver",
-    "LatencyAndDataSolver", "RandomSolver", "SingletonsSolver", "all_structures", "answer",
-    "as_masks", "best_of", "counts", "members_of", "mend",
+    "RIVALS",
+    "DataOnlySolver",
+    "ExhaustiveCoalitions",
+    "GrandSolver",
+    "GreedySolver",
+    "KMeansSolver",
+    "LatencyAndDataSolver",
+    "RandomSolver",
+    "SingletonsSolver",
+    "all_structures",
+    "answer",
+    "as_masks",
+    "best_of",
+    "counts",
+    "members_of",
+    "mend",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from .problem import CoalitionResult
 
 _NAMED = 4
 """Members that a line names."""
+_SHOWN = 40
+"""Coalitions that have a line; where there are more, the slowest."""
 
 
 def explain(result: CoalitionResult) -> str:
@@ -16,7 +18,8 @@ def explain(result: CoalitionResult) -> str:
     head = f"{size} coalitions of {devices} devices; a round takes {slowest}"
     lines = [f"{head}, the mean coalition {mean}"]
     rows = [("round", "step", "steps", "rows", "imbalance", "members")]
-    for value in sorted(result.values, key=lambda v: (-v.round_s, v.members)):
+    ordered = sorted(result.values, key=lambda v: (-v.round_s, v.members))
+    for value in ordered[:_SHOWN]:
         named = ", ".join(value.members[:_NAMED])
         if len(value.members) > _NAMED:
             named += f" and {len(value.members) - _NAMED} more"
@@ -35,6 +38,10 @@ def explain(result: CoalitionResult) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+    if len(ordered) > _SHOWN:
+        quicker = ordered[_SHOWN:]
+        times = format_seconds(quicker[0].round_s), format_seconds(quicker[-1].round_s)
+        lines.append(f"and {len(quicker)} coalitions with rounds of {times[0]} down to {times[1]}")
     lines.append(result.certificate.line())
     lines.append(
         f"solver: {result.solver}, {format_seconds(result.solve_s)}; {result.rounds} passes,"

@@ -24,31 +24,34 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
 
 from ...core import CoalitionStructure, Crowd
 from ...errors import InfeasibleError, InvalidValueError
+from .arrays import ArrayGame
 from .baselines import (
-    EPSILON,
-    SAMPLE_ABOVE,
+    RIVALS,
     GreedySolver,
-    as_masks,
     grand_masks,
     mend,
     random_groups,
     singleton_masks,
 )
-from .certificate import certify
+from .certificate import FEW, certify
 from .game import Game
-from .preferences import Preference, Switch, make_preference
-from .problem import CoalitionProblem, CoalitionResult
+from .preferences import Preference, Switch, make_preference, marginal
+from .problem import Certificate, CoalitionProblem, CoalitionResult
+from .rating import CERTIFIED, EPSILON, SAMPLE_ABOVE, as_masks
 from .search import Observer, Search
 
-CERTIFIED = 64
-"""Devices whose deviations are looked at where there are more than `SAMPLE_ABOVE`."""
-FEW = 64
-"""Devices up to which every kind of start and move is tried."""
+MANY = 1000
+"""Devices beyond which closed forms have one start and a sampled certificate."""
+SAMPLED = 512
+"""Devices whose deviations are looked at there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,14 @@ class HedonicSolver:
     preference: str | Callable[[Switch], object] = "marginal"
     starts: int = 4
     """Structures to start from: greedy, singletons, the grand coalition, then random ones. Beyond
-    300 devices the first alone."""
+    64 devices the first alone (closed forms: beyond 1000)."""
+    rivals: Sequence[str] = ()
+    """Other solvers (greedy, kmeans, ...) whose structures are starts as well: the potential is
+    then no higher than theirs. Not for closed forms of more than 64 devices."""
+    choose: Literal["potential", "rounds"] = "potential"
+    """Which of the equilibria found is returned: the one with the least potential, or the one that
+    is above no start's mean or slowest round, if there is one, and among those the one whose
+    slowest round is shortest."""
     repair: bool = True
     """Whether swaps, merges and splits help after the switches; without them: the game alone."""
     epsilon: float = EPSILON
@@ -74,6 +84,13 @@ class HedonicSolver:
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise InvalidValueError(f"epsilon must be finite and >= 0, got {self.epsilon}")
         make_preference(self.preference)
+        if self.choose not in ("potential", "rounds"):
+            raise InvalidValueError(f"choose must be 'potential' or 'rounds', got {self.choose!r}")
+        unknown = [name for name in self.rivals if name not in RIVALS]
+        if unknown:
+            raise InvalidValueError(
+                f"no rival {unknown[0]!r} to start from; known: {', '.join(RIVALS)}"
+            )
 
     def form(self, problem: CoalitionProblem) -> CoalitionResult:
         """Answers a problem.
@@ -83,6 +100,8 @@ class HedonicSolver:
         """
         started_s = time.monotonic()
         game = Game(problem)
+        if self._is_by_arrays(game):
+            return self._by_arrays(game, self._array_starts(game), started_s)
         return self._best(game, self._starts(game), started_s)
 
     def reform(
@@ -105,41 +124,90 @@ class HedonicSolver:
             raise InvalidValueError(f"hysteresis must lie in [0, 1), got {hysteresis}")
         started_s = time.monotonic()
         game = Game(replace(before.problem, crowd=crowd))
+        if self._is_by_arrays(game):
+            made = self._standing(game, before.structure)
+            floor = hysteresis * made.potential().phi
+            made.epsilon = max(self.epsilon, floor)
+            return self._by_arrays(game, [made], started_s)
         masks = placed(game, before.structure)
         floor = hysteresis * game.potential(masks).phi
         sluggish = replace(self, epsilon=max(self.epsilon, floor), starts=1)
         return sluggish._best(game, [masks], started_s)
 
+    def _standing(self, game: Game, structure: CoalitionStructure) -> ArrayGame:
+        """A former structure in the game's crowd, newcomers placed."""
+        index = game.facts.index
+        groups = [[index[d] for d in group if d in index] for group in structure.coalitions]
+        made = ArrayGame(game, groups, epsilon=self.epsilon, observer=self.observer)
+        made.place(np.flatnonzero(made.home < 0).tolist())
+        return made
+
+    def _is_by_arrays(self, game: Game) -> bool:
+        return game.is_by_sums and game.count > FEW and self.preference in ("marginal", marginal)
+
+    def _array_starts(self, game: Game) -> Iterator[ArrayGame]:
+        """Placed by demand; in crowds where that is cheap by speed, too, and each device alone."""
+        speed, rows = game.facts.speed, game.facts.rows
+        demand = rows / np.maximum(speed, 1e-12)
+        orders = [demand, speed][: self.starts if game.count <= MANY else 1]
+        for key in orders:
+            made = ArrayGame(game, [], epsilon=self.epsilon, observer=self.observer)
+            made.place(sorted(range(game.count), key=lambda d: (-key[d], d)))
+            yield made
+        if self.starts > 2 and game.count <= MANY:
+            alone = [[device] for device in range(game.count)]
+            yield ArrayGame(game, alone, epsilon=self.epsilon, observer=self.observer)
+
+    def _by_arrays(
+        self, game: Game, starts: Iterable[ArrayGame], started_s: float
+    ) -> CoalitionResult:
+        best: ArrayGame | None = None
+        rounds = switches = 0
+        for number, made in enumerate(starts):
+            made.descend(random.Random(f"hedonic {self.seed} {number}"), merges=self.repair)
+            rounds, switches = rounds + made.passes, switches + made.moves
+            if best is None or made.potential() < best.potential():
+                best = made
+        assert best is not None
+        masks = as_masks(best.groups())
+        check_feasible(game, masks)
+        sample = None
+        if game.count > MANY:
+            rng = random.Random(f"certificate {self.seed}")
+            sample = rng.sample(range(game.count), SAMPLED)
+        return self._told(
+            game, masks, best.certificate("marginal", sample), rounds, switches, started_s,
+            ["ended by the bound on passes, not by stability"] if best.is_cut_short else [],
+        )  # fmt: skip
+
     def _starts(self, game: Game) -> list[Sequence[int]]:
         found: list[Sequence[int]] = [GreedySolver(seed=self.seed).masks(game)]
-        if game.count > SAMPLE_ABOVE:
-            return found
+        theirs = [RIVALS[name](seed=self.seed).masks(game) for name in self.rivals]
+        if game.count > FEW:
+            return found + theirs
         found += [singleton_masks(game), grand_masks(game)]
         rng = random.Random(f"starts {self.seed}")
         while len(found) < self.starts:
             count = rng.randint(1, max(1, game.count // 2))
             groups = random_groups(game, max(count, -(-game.count // game.problem.size_limit)), rng)
             found.append(mend(game, as_masks(groups)))
-        return found[: self.starts]
+        return found[: self.starts] + theirs
 
     def _best(
-        self, game: Game, starts: Iterable[Sequence[int]], started_s: float
+        self, game: Game, starts: Sequence[Sequence[int]], started_s: float
     ) -> CoalitionResult:
         name, preference = make_preference(self.preference)
-        best: Search | None = None
-        rounds = switches = 0
-        for number, masks in enumerate(starts):
-            search = self._descend(game, masks, preference, number)
-            rounds, switches = rounds + search.passes, switches + search.moves
-            if best is None or game.potential(search.masks) < game.potential(best.masks):
-                best = search
-        assert best is not None
+        found = [
+            self._descend(game, masks, preference, number) for number, masks in enumerate(starts)
+        ]
+        rounds, switches = sum(one.passes for one in found), sum(one.moves for one in found)
+        best = min(found, key=lambda one: game.potential(one.masks))
+        if self.choose == "rounds":
+            best = found[best_by_rounds(game, [one.masks for one in found], starts)]
         check_feasible(game, best.masks)
-        structure = game.structure(best.masks)
-        ordered = game.masks(structure)
         certificate = certify(
             game,
-            ordered,
+            game.masks(game.structure(best.masks)),
             name=name,
             preference=preference,
             epsilon=self.epsilon,
@@ -151,10 +219,24 @@ class HedonicSolver:
             notes.append("ended by the bound on passes, not by stability")
         if not best.has_potential:
             notes.append(f"preference {name!r} has no potential: ended by the history rule")
+        return self._told(game, best.masks, certificate, rounds, switches, started_s, notes)
+
+    def _told(
+        self,
+        game: Game,
+        masks: Sequence[int],
+        certificate: Certificate,
+        rounds: int,
+        switches: int,
+        started_s: float,
+        notes: list[str],
+    ) -> CoalitionResult:
+        structure = game.structure(masks)
+        ordered = game.masks(structure)
         unheld = [mask for mask in ordered if game.entry(mask).rated.missing > 0]
         if unheld:
             count = sum(mask.bit_count() for mask in unheld)
-            notes.append(f"{count} devices are in coalitions that cannot hold the model")
+            notes = [*notes, f"{count} devices are in coalitions that cannot hold the model"]
         return CoalitionResult(
             structure=structure,
             values=tuple(game.valued(mask) for mask in ordered),
@@ -185,6 +267,26 @@ class HedonicSolver:
             swaps=self.repair and not large, merges=self.repair, splits=self.repair and not large
         )
         return search
+
+
+def best_by_rounds(
+    game: Game, found: Sequence[Sequence[int]], others: Sequence[Sequence[int]]
+) -> int:
+    """Which structure's mean and slowest round are best.
+
+    First, how little of either is above the least of `others`; then the slowest, for which all
+    wait; then the mean. Those that leave devices without a model lose.
+    """
+    known = [game.measures(masks) for masks in others if game.potential(masks).lack == 0]
+    slowest_s = min((slowest for slowest, _ in known), default=math.inf)
+    mean_s = min((mean for _, mean in known), default=math.inf)
+
+    def rank(place: int) -> tuple[float, ...]:
+        cost, (slowest, mean) = game.potential(found[place]), game.measures(found[place])
+        above = max(slowest / slowest_s - 1, 0.0) + max(mean / mean_s - 1, 0.0)
+        return cost.lack, above, slowest, mean, place
+
+    return min(range(len(found)), key=rank)
 
 
 def placed(game: Game, structure: CoalitionStructure) -> list[int]:

@@ -243,6 +243,7 @@ class QuickTables:
         )
         target = 1.0 / rates.sum(axis=1)
         best: list[QuickPlan | None] = [None] * len(rows)
+        prices: dict[Chain, tuple[QuickPlan, float]] = {}
         for order in (fastest_first[:, ::-1], fastest_first):
             aim = target
             for _ in range(2):
@@ -251,7 +252,9 @@ class QuickTables:
                 for place, chain in enumerate(chains):
                     if chain is None:
                         continue
-                    plan, period = self._priced(chain)
+                    if chain not in prices:
+                        prices[chain] = self._priced(chain)
+                    plan, period = prices[chain]
                     periods[place] = period
                     held = best[place]
                     if held is None or plan.step_s < held.step_s * (1 - 1e-12):

@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 from .game import NOTHING, Game
 from .preferences import Preference, Switch, marginal
 from .problem import Cost
 from .value import members_of
 
-BATCH = 16
+FIRST, BATCH = 4, 16
 """Coalitions rated per call once bounds have ranked them: few, so that the rest may be spared."""
+TOGETHER = 32
+"""Devices (or pairs of coalitions) whose questions are answered together."""
 ALL_SPLITS = 7
 """Members up to which all ways to split a coalition in two are looked at."""
 LEAST = Cost(-math.inf, -math.inf)
+
+Pair = tuple[int, int]
+Steps = Generator[list[int], None, Any]
+"""A search for one best move: yields the coalitions that it needs rated, returns the move."""
 
 Observer = Callable[[str, tuple[int, ...], tuple[int, ...], Cost], None]
 """(kind of move, coalitions before, after, gain), called for each accepted move."""
@@ -129,13 +136,16 @@ class Search:
         Under `marginal` candidates are ranked by what they could gain at most, and worked out
         until none left can beat the best.
         """
+        return self._finish(self._switch_steps(device, targets, floor))
+
+    def _switch_steps(self, device: int, targets: Sequence[int], floor: Cost) -> Steps:
         game, bit, source = self.game, 1 << device, self.home[device]
         rest = source ^ bit
         if not targets:
             return None
         best: tuple[Cost, int] | None = None
         if not self.has_potential:
-            game.rate([source, rest, *targets, *(target | bit for target in targets)])
+            yield [source, rest, *targets, *(target | bit for target in targets)]
             for target in sorted(targets):
                 gain = self.gain(device, target)
                 if gain > floor and (best is None or gain > best[0]):
@@ -144,68 +154,111 @@ class Search:
         own = game.cost(source)
         joined = [target | bit for target in targets]
         least = game.bounds([rest, *joined])
-        rest_least, joined_least = least[0], least[1:]
-        hopes: list[tuple[Cost, int]] = []
-        for target, low in zip(targets, joined_least, strict=True):
-            hope = own.plus(game.cost(target)) - rest_least.plus(low)
-            hopes.append((hope, target))
+        rises = [game.cost(t) - low for t, low in zip(targets, least[1:], strict=True)]
+        if not (own - least[0]).plus(max(rises)) > floor:
+            return None
+        # What it leaves is in every gain: once it is known the bounds are half as loose.
+        yield [rest]
+        leaving = own - game.cost(rest)
+        hopes = [(leaving.plus(rise), t) for t, rise in zip(targets, rises, strict=True)]
         hopes.sort(key=lambda pair: (-pair[0].lack, -pair[0].phi, pair[1]))
-        for start in range(0, len(hopes), BATCH):
+        for batch in _batches(len(hopes)):
             bar = floor if best is None else max(floor, best[0])
-            batch = [target for hope, target in hopes[start : start + BATCH] if hope > bar]
-            if not batch:
+            hopeful = [target for hope, target in hopes[batch] if hope > bar]
+            if not hopeful:
                 break
-            game.rate([rest, *(target | bit for target in batch)])
-            for target in batch:
+            yield [target | bit for target in hopeful]
+            for target in hopeful:
                 gain = self.gain(device, target)
-                better = best is None or gain > best[0] or (gain == best[0] and target < best[1])
-                if gain > floor and better:
+                if gain > floor and (
+                    best is None or gain > best[0] or (gain == best[0] and target < best[1])
+                ):
                     best = (gain, target)
         return best
 
+    def _finish(self, steps: Steps) -> Any:
+        """Carries a search for one best move to its end."""
+        while True:
+            try:
+                self.game.rate(next(steps))
+            except StopIteration as end:
+                return end.value
+
+    def _foresee(self, searches: Iterable[Steps]) -> None:
+        """Works out what several searches will ask for, in few large batches.
+
+        A value costs a fifth in a batch of a hundred; the searches run again afterwards, one by
+        one, on the structure as it then is, and find most of what they need.
+        """
+        going = list(searches)
+        while going:
+            wanted: list[int] = []
+            left = []
+            for steps in going:
+                masks = next(steps, None)
+                if masks is not None:
+                    wanted += masks
+                    left.append(steps)
+            self.game.rate(wanted)
+            going = left
+
+    def foresee(self, devices: Iterable[int]) -> None:
+        """Works out, in few large batches, what the best switches of these devices rest on."""
+        self._foresee(self._switch_steps(d, self.targets(d), LEAST) for d in devices)
+
+    def _open(self, device: int) -> list[int]:
+        """Targets that may have become attractive since the device last looked."""
+        home, seen = self.home[device], self._seen[device]
+        targets = self.targets(device)
+        if self._born[home] <= seen:
+            targets = [m for m in targets if m and self._born[m] > seen]
+        if not self.has_potential:
+            bit = 1 << device
+            targets = [m for m in targets if (m | bit) not in self._been[device]]
+        return targets
+
     def switch_pass(self, devices: Sequence[int]) -> int:
-        """Each device in turn takes its best switch, if any gains; returns how many did."""
+        """Each device in turn goes where it gains most; returns how many went."""
         moved = 0
         self.passes += 1
-        for device in devices:
-            home, seen = self.home[device], self._seen[device]
-            targets = self.targets(device)
-            if self._born[home] <= seen:  # only what is new can have become attractive
-                targets = [m for m in targets if m and self._born[m] > seen]
-            bit = 1 << device
-            if not self.has_potential:
-                targets = [m for m in targets if (m | bit) not in self._been[device]]
+        floor = Cost(0.0, self.epsilon)
+        for place, device in enumerate(devices):
+            if place % TOGETHER == 0:
+                block = devices[place : place + TOGETHER]
+                self._foresee(self._switch_steps(d, self._open(d), floor) for d in block)
+            home, targets = self.home[device], self._open(device)
             self._seen[device] = self._clock
-            found = self.best_switch(device, targets, floor=Cost(0.0, self.epsilon))
+            found = self.best_switch(device, targets, floor=floor)
             if found is None or not found[0].is_gain(self.epsilon):
                 continue
             gain, target = found
             self._been[device].add(home)
+            bit = 1 << device
             self._replace("switch", [home, target], [home ^ bit, target | bit], gain)
             moved += 1
         return moved
 
     # Moves of several devices, under a potential only
 
-    def _pairs(self, kind: str) -> Iterator[tuple[int, int]]:
+    def _pairs(self, kind: str) -> list[Pair]:
         """Pairs of coalitions at least one of which is new since the last look."""
         seen = self._looked.get(kind, -1)
         self._looked[kind] = self._clock
         order = sorted(self.masks, key=lambda m: (-self.game.cost(m).phi, m))
-        pairs = [
+        return [
             (left, right)
             for place, left in enumerate(order)
             for right in order[place + 1 :]
             if max(self._born[left], self._born[right]) > seen
         ]
-        for left, right in pairs:
-            if left in self._born and right in self._born:
-                yield left, right
 
     def _best_of(
         self, before: Cost, choices: Sequence[tuple[int, int]]
     ) -> tuple[Cost, tuple[int, int]] | None:
         """The pair of new coalitions with the largest gain over `before`, if it is worth it."""
+        return self._finish(self._choice_steps(before, choices))
+
+    def _choice_steps(self, before: Cost, choices: Sequence[tuple[int, int]]) -> Steps:
         game, floor = self.game, Cost(0.0, self.epsilon)
         flat = game.bounds([mask for choice in choices for mask in choice])
         hopes = [
@@ -215,30 +268,52 @@ class Search:
         hopes = [pair for pair in hopes if pair[0].is_gain(self.epsilon)]
         hopes.sort(key=lambda pair: (-pair[0].lack, -pair[0].phi, pair[1]))
         best: tuple[Cost, tuple[int, int]] | None = None
-        for start in range(0, len(hopes), BATCH):
+        for batch in _batches(len(hopes)):
             bar = floor if best is None else max(floor, best[0])
-            batch = [choice for hope, choice in hopes[start : start + BATCH] if hope > bar]
-            if not batch:
+            hopeful = [choice for hope, choice in hopes[batch] if hope > bar]
+            if not hopeful:
                 break
-            game.rate(mask for choice in batch for mask in choice)
-            for choice in batch:
+            yield [mask for choice in hopeful for mask in choice]
+            for choice in hopeful:
                 gain = before - game.cost(choice[0]).plus(game.cost(choice[1]))
                 if gain.is_gain(self.epsilon) and (best is None or gain > best[0]):
                     best = (gain, choice)
         return best
 
-    def merge_pass(self) -> int:
-        """Merges pairs of coalitions while that gains."""
+    def _try_all(
+        self, kind: str, before: Sequence[tuple[int, ...]], ways: Callable[..., list[Pair]]
+    ) -> int:
+        """For each of these groups of coalitions, if it still stands, the best of its ways."""
         moved = 0
-        for left, right in self._pairs("merge"):
-            if (left | right).bit_count() > self.limit:
+        for place, masks in enumerate(before):
+            if place % TOGETHER == 0:
+                block = before[place : place + TOGETHER]
+                self._foresee(
+                    self._choice_steps(self._sum(group), ways(*group))
+                    for group in block
+                    if all(mask in self._born for mask in group)
+                )
+            if not all(mask in self._born for mask in masks):
                 continue
-            before = self.game.cost(left).plus(self.game.cost(right))
-            found = self._best_of(before, [(left | right, 0)])
+            found = self._best_of(self._sum(masks), ways(*masks))
             if found is not None:
-                self._replace("merge", [left, right], [left | right], found[0])
+                self._replace(kind, masks, found[1], found[0])
                 moved += 1
         return moved
+
+    def _sum(self, masks: Iterable[int]) -> Cost:
+        total = NOTHING
+        for mask in masks:
+            total = total.plus(self.game.cost(mask))
+        return total
+
+    def merge_pass(self) -> int:
+        """Merges pairs of coalitions while that gains."""
+
+        def both(left: int, right: int) -> list[Pair]:
+            return [(left | right, 0)] if (left | right).bit_count() <= self.limit else []
+
+        return self._try_all("merge", self._pairs("merge"), both)
 
     def swap_pass(self, most: int | None = None) -> int:
         """Swaps one device each between pairs of coalitions, the dearest coalitions first.
@@ -246,41 +321,26 @@ class Search:
         Args:
             most: Look at pairs with one of this many dearest coalitions only.
         """
-        moved = 0
+
+        def swapped(left: int, right: int) -> list[Pair]:
+            if left.bit_count() == 1 and right.bit_count() == 1:
+                return []  # the same structure again
+            pairs = [(1 << a | 1 << b) for a in members_of(left) for b in members_of(right)]
+            return [(left ^ both, right ^ both) for both in pairs]
+
         dear = sorted(self.masks, key=lambda m: (-self.game.cost(m).phi, m))
         kept = set(dear if most is None else dear[:most])
-        for left, right in self._pairs("swap"):
-            if most is not None and left not in kept and right not in kept:
-                continue
-            before = self.game.cost(left).plus(self.game.cost(right))
-            choices = []
-            for a in members_of(left):
-                for b in members_of(right):
-                    both = 1 << a | 1 << b
-                    choices.append((left ^ both, right ^ both))
-            if left.bit_count() == 1 and right.bit_count() == 1:
-                continue  # the same structure again
-            found = self._best_of(before, choices)
-            if found is not None:
-                self._replace("swap", [left, right], found[1], found[0])
-                moved += 1
-        return moved
+        pairs = [pair for pair in self._pairs("swap") if kept & set(pair)]
+        return self._try_all("swap", pairs, swapped)
 
     def split_pass(self) -> int:
         """Splits coalitions in two where that gains."""
-        moved = 0
         seen = self._looked.get("split", -1)
         self._looked["split"] = self._clock
-        for mask in [m for m in sorted(self.masks) if self._born[m] > seen]:
-            if mask.bit_count() < 2:
-                continue
-            found = self._best_of(self.game.cost(mask), self._halves(mask))
-            if found is not None:
-                self._replace("split", [mask], found[1], found[0])
-                moved += 1
-        return moved
+        new = [(m,) for m in sorted(self.masks) if self._born[m] > seen and m.bit_count() > 1]
+        return self._try_all("split", new, self._halves)
 
-    def _halves(self, mask: int) -> list[tuple[int, int]]:
+    def _halves(self, mask: int) -> list[Pair]:
         members = members_of(mask)
         if len(members) <= ALL_SPLITS:
             parts = []
@@ -325,3 +385,12 @@ class Search:
                 continue
             return
         self.is_cut_short = True
+
+
+def _batches(count: int) -> Iterator[slice]:
+    """A few first: the best hopes raise the bar for the others."""
+    start = 0
+    while start < count:
+        size = BATCH if start else FIRST
+        yield slice(start, start + size)
+        start += size

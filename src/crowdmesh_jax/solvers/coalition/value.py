@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ...core import PipelinePlan
+from ...core import Link, PipelinePlan
 from ...errors import InfeasibleError, InvalidValueError
 from ..problem import PartitionProblem
 from .problem import CoalitionProblem
@@ -330,6 +330,9 @@ class ClosedForm:
         default = problem.crowd.default_link
         self.speed = np.where(facts.able, 1.0 / facts.work_s, 0.0)
         trip = np.zeros(len(facts.devices))
+        links: dict[str, list[Link]] = {}
+        for link in problem.crowd.links:
+            links.setdefault(link.source, []).append(link)
         for index, device in enumerate(facts.devices):
             way = device.access
             if way is not None:
@@ -338,7 +341,7 @@ class ClosedForm:
             elif default is not None:
                 trip[index] = 2 * default.latency_s + size / default.bandwidth_bytes_per_s
             else:
-                out = [link for link in problem.crowd.links if link.source == device.id]
+                out = links.get(device.id, ())
                 best = min((link.transfer_s(size) for link in out), default=0.0)
                 trip[index] = 2 * best
         self.trip = trip
