@@ -123,8 +123,8 @@ def exponential_hazard_per_s(sessions: Sessions, prior: GammaPrior) -> Floats:
     The posterior mean: sessions exponential, rate ~ Gamma(weight, weight x mean). Sessions that go
     on count with their time and without an end: leaving them out would count short stays only.
     """
-    bottom_s = prior.weight * np.asarray(prior.mean_s) + sessions.exposure()
-    return _per_device((prior.weight + sessions.ends) / bottom_s, sessions)
+    mean_s = _per_device("the prior's mean_s", prior.mean_s, sessions)
+    return (prior.weight + sessions.ends) / (prior.weight * mean_s + sessions.exposure())
 
 
 def weibull_shape(sessions: Sessions, *, least: float = 0.05, most: float = 20.0) -> float:
@@ -172,16 +172,18 @@ def weibull_hazard_per_s(
     """
     shape = checks.number("shape", shape, above=True)
     age = checks.at_least_zero("age_s", age_s)
-    mean = np.asarray(prior.mean_s)
-    believed = (math.gamma(1 + 1 / shape) / mean) ** shape
+    age = _per_device("age_s", age, sessions)
+    mean_s = _per_device("the prior's mean_s", prior.mean_s, sessions)
+    believed = (math.gamma(1 + 1 / shape) / mean_s) ** shape
     rate = (prior.weight + sessions.ends) / (prior.weight / believed + sessions.exposure(shape))
     # Below shape 1 the hazard at age 0 is infinite: nobody is younger than a thousandth of a stay.
-    return _per_device(rate * shape * np.maximum(age, 1e-3 * mean) ** (shape - 1), sessions)
+    return rate * shape * np.maximum(age, 1e-3 * mean_s) ** (shape - 1)
 
 
-def _per_device(hazard: Floats, sessions: Sessions) -> Floats:
-    if hazard.shape != (sessions.devices,):
+def _per_device(name: str, values: ArrayLike, sessions: Sessions) -> Floats:
+    made = np.asarray(values, np.float64)
+    if made.shape not in ((), (sessions.devices,)):
         raise InvalidValueError(
-            f"ages and the prior's means must be one or [{sessions.devices}], got {hazard.shape}"
+            f"{name} must be one number or [{sessions.devices}], got {made.shape}"
         )
-    return hazard
+    return np.broadcast_to(made, (sessions.devices,))

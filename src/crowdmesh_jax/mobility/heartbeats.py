@@ -57,11 +57,11 @@ class Sessions:
     @property
     def ends(self) -> Floats:
         """How many sessions of each device ended, `[devices]`."""
-        return np.bincount(self.device, self.ended, self.devices).astype(np.float64)
+        return np.bincount(self.device[self.ended], minlength=self.devices).astype(np.float64)
 
     def exposure(self, power: float = 1.0) -> Floats:
         """Sum of durations to that power, `[devices]`; of power 1: seconds observed."""
-        return np.bincount(self.device, self.duration_s**power, self.devices)
+        return np.bincount(self.device, self.duration_s**power, self.devices).astype(np.float64)
 
 
 class HeartbeatLog:

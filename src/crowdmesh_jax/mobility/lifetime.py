@@ -64,23 +64,22 @@ def relative_lifetime_s(offset_m: ArrayLike, relative_m_per_s: ArrayLike, range_
     except ValueError as exc:
         raise InvalidValueError(f"offsets and velocities do not fit: {exc}") from exc
     x, y, vx, vy = apart[..., 0], apart[..., 1], relative[..., 0], relative[..., 1]
-    # hypot neither overflows nor underflows; so the comparison holds at any scale.
-    distance_m, speed = np.hypot(x, y), np.hypot(vx, vy)
-    moves = speed > 0
-    safe = np.where(moves, speed, 1.0)
-    ux, uy = vx / safe, vy / safe
-    # In units of the range, so that squares stay in bounds.
-    along = (x * ux + y * uy) / range_m
-    across = (x * uy - y * ux) / range_m
-    near = distance_m / range_m
-    half = np.sqrt(np.maximum((1 - across) * (1 + across), 0.0))
-    receding = along > 0
-    # half - along, without the cancellation where the other recedes from close to the border.
-    inside = np.maximum((1 - near) * (1 + near), 0.0)
-    bottom = np.where(receding, half + along, 1.0)
+    # Out of bounds only for pairs far out of range, whose result is taken from nothing of this.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        # A subnormal sum is 0 for all that matters: exactly at the border, and outward bound.
-        way = np.where(receding, inside / np.where(bottom > 0, bottom, 1.0), half - along)
+        # hypot neither overflows nor underflows, so the comparison below holds at any scale.
+        distance_m, speed = np.hypot(x, y), np.hypot(vx, vy)
+        moves = speed > 0
+        safe = np.where(moves, speed, 1.0)
+        ux, uy = vx / safe, vy / safe
+        # In units of the range, so that squares stay in bounds.
+        along = (x * ux + y * uy) / range_m
+        across = (x * uy - y * ux) / range_m
+        near = distance_m / range_m
+        half = np.sqrt(np.maximum((1 - across) * (1 + across), 0.0))
+        receding = along > 0
+        # half - along, without the cancellation where the other recedes from near the border.
+        inside = np.maximum((1 - near) * (1 + near), 0.0)
+        way = np.where(receding, inside / np.where(receding, half + along, 1.0), half - along)
         lifetime_s = np.where(moves, way * range_m / safe, math.inf)
     return np.where(distance_m <= range_m, lifetime_s, 0.0)
 

@@ -69,4 +69,5 @@ def pairs_in_range(
         one, other = who[a[near]], who[b[near]]
         found.append(np.minimum(one, other) * len(places) + np.maximum(one, other))
     # Sorted as single numbers: an order that does not depend on the cells.
-    return np.divmod(np.sort(np.concatenate(found)), len(places))
+    first, second = np.divmod(np.sort(np.concatenate(found)), len(places))
+    return first.astype(np.int64, copy=False), second.astype(np.int64, copy=False)

@@ -74,7 +74,7 @@ class Bounded(io.RawIOBase):
             *whole, rest = (rest + chunk).split(b"\n")
             if len(rest) > MAX_LINE_BYTES:
                 raise DataFileError(
-                    f"{self._path}: a line of more than {MAX_LINE_BYTES} bytes; no csv trace has such"
+                    f"{self._path}: a line of more than {MAX_LINE_BYTES} bytes; this is no csv"
                 )
             for line in whole:
                 yield self._text(line)

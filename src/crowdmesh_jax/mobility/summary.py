@@ -38,11 +38,14 @@ class MovementSummary:
     """Devices that took the number of one who had gone, or came back."""
 
 
-def watch(movement: Movement, steps: int, range_m: float) -> tuple[MovementSummary, list[Snapshot]]:
-    """Moves on by `steps` and tells what happened, with the snapshots in between.
+def watch(
+    movement: Movement, steps: int, range_m: float, *, keep: bool = True
+) -> tuple[MovementSummary, list[Snapshot]]:
+    """Moves on by `steps` and tells what happened, with the snapshots of all steps.
 
     Args:
         range_m: Up to where two devices can talk.
+        keep: False: the last snapshot only, for large crowds over long times.
     """
     steps = checks.whole("steps", steps, least=1)
     range_m = checks.number("range_m", range_m, above=True)
@@ -69,6 +72,8 @@ def watch(movement: Movement, steps: int, range_m: float) -> tuple[MovementSumma
         before = shots[-1]
         arrived = shot.present & (~before.present | (before.occupants != shot.occupants))
         newcomers += int(arrived.sum())
+        if not keep:
+            shots.clear()
         shots.append(shot)
     last = shots[-1]
     first, second = pairs_in_range(last.positions_m, range_m, present=last.present)
