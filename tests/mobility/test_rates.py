@@ -39,7 +39,7 @@ def test_a_transfer_takes_as_long_as_its_bytes():
     assert STEPS.transfer_s(10.0) == 1.0  # done before the pause begins
     assert STEPS.transfer_s(10.4) == pytest.approx(3.01)
     assert STEPS.transfer_s(50.0) == 4.0
-    assert STEPS.transfer_s(100.0, 3.0) == pytest.approx(8.0)
+    assert STEPS.transfer_s(100.0, 3.0) == pytest.approx(6.0)
     assert STEPS.transfer_s(0.0, 1.5) == 0
     assert STEPS.transfer_s(40.0, 1.5) == 2.5
     paused = RateTrace([0.0, 1.0], [10.0, 0.0], end_s=3.0)

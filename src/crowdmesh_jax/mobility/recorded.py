@@ -18,6 +18,10 @@ from . import checks
 from .checks import Bools, Floats
 
 
+MAX_TRIES = 1000
+"""Of drawing a moment at which all seats can be filled."""
+
+
 class Trace:
     """Positions of nodes over time."""
 
@@ -177,14 +181,14 @@ class Seats:
     A node that arrives takes a seat that is free, and gives it back when it leaves: to another node
     that is there without a seat, if there is one, drawn at random, in the same step; else the seat
     stays empty. A seat's `occupants` number grows by the number of seats with every newcomer, so
-    that nobody takes the newcomer for the one who left. The trace is repeated when it ends, after
-    everybody has left.
+    that nobody takes the newcomer for the one who left. When the trace ends everybody leaves, and
+    it is repeated from where its warm-up ends.
     """
 
     trace: Trace
     warm_up_s: float | None = None
-    """Time 0 is drawn uniformly between this much after the trace's start and its end; None: where
-    as many nodes as seats are there for the first time."""
+    """What is left out at the trace's start; time 0 is drawn uniformly from the rest. None: until as
+    many nodes as seats are there for the first time, and time 0 is a moment when so many are."""
 
     def start(self, devices: int, generator: Generator) -> SeatsWalk:
         """The seats taken by nodes drawn from those that are there.
@@ -222,19 +226,27 @@ class SeatsWalk:
             raise InvalidValueError(
                 f"{trace.where} ends at {trace.end_s:g} s, its warm-up at {earliest_s:g} s only"
             )
+        self._from_s = earliest_s
         self._at_s = float(generator.uniform(earliest_s, trace.end_s))
+        if model.warm_up_s is None:
+            for _ in range(MAX_TRIES):
+                if int(trace.at(self._at_s)[2].sum()) >= devices:
+                    break
+                self._at_s = float(generator.uniform(earliest_s, trace.end_s))
+            else:
+                self._at_s = earliest_s
         self._nodes = np.full(devices, -1)
         self.occupants = np.arange(devices)
         self.positions_m = np.zeros((devices, 2))
         self._seat(first=True)
 
     def step(self, dt_s: float) -> None:
-        """Moves on in the trace, and round to its beginning."""
+        """Moves on in the trace, and round to the end of its warm-up."""
         self._at_s += dt_s
         if self._at_s > self._trace.end_s:
-            length_s = self._trace.end_s - self._trace.start_s
+            length_s = self._trace.end_s - self._from_s
             past_s = self._at_s - self._trace.end_s
-            self._at_s = self._trace.start_s + (past_s % length_s if length_s > 0 else 0.0)
+            self._at_s = self._from_s + (past_s % length_s if length_s > 0 else 0.0)
             self._nodes[:] = -1  # nobody stays over the end, even under the same name
         self._seat()
 
