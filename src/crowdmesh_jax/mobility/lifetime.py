@@ -17,6 +17,8 @@ from ..errors import InvalidValueError
 from . import checks
 from .checks import Floats
 
+_BLOCK = 8192
+
 
 def link_lifetime_s(
     position_a_m: ArrayLike,
@@ -63,7 +65,17 @@ def relative_lifetime_s(offset_m: ArrayLike, relative_m_per_s: ArrayLike, range_
         apart, relative = np.broadcast_arrays(apart, relative)
     except ValueError as exc:
         raise InvalidValueError(f"offsets and velocities do not fit: {exc}") from exc
-    x, y, vx, vy = apart[..., 0], apart[..., 1], relative[..., 0], relative[..., 1]
+    lifetime_s = np.empty(apart.shape[:-1])
+    flat_s = lifetime_s.reshape(-1)
+    # reshape copies where it must; blocks of it stay in the cache and need no fresh pages.
+    apart, relative = apart.reshape(-1, 2), relative.reshape(-1, 2)
+    for start in range(0, len(flat_s), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        flat_s[some] = _closed_form(*apart[some].T, *relative[some].T, range_m)
+    return lifetime_s
+
+
+def _closed_form(x: Floats, y: Floats, vx: Floats, vy: Floats, range_m: float) -> Floats:
     # Out of bounds only for pairs far out of range, whose result is taken from nothing of this.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # hypot neither overflows nor underflows, so the comparison below holds at any scale.
