@@ -122,8 +122,8 @@ def main() -> None:
     report(
         "mobility",
         f"a step of {devices} devices on one core; each asks for the lifetimes of its links to"
-        f" {COALITION - 1} others of its coalition, and all {one.pairs} pairs within range are found"
-        " and timed",
+        f" {COALITION - 1} others of its coalition, and all pairs within range are found and timed"
+        f" ({one.pairs} with random waypoints)",
         figures,
         quick=options.quick,
         settings={"devices": devices, "range_m": RANGE_M, "coalition": COALITION,

@@ -73,7 +73,7 @@ def test_the_same_seed_writes_the_same_file(capsys, tmp_path):
         (["--devices", "0"], "devices must be an integer >= 1"),
         (["--range", "-5"], "range_m must be a finite number > 0"),
         (["-o", "paths.txt"], "--output must end in .csv"),
-        (["--devices", "1000000", "-o", "paths.csv"], "more than 20000000 rows"),
+        (["--devices", "100000", "-o", "paths.csv"], "more than 20000000 rows"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_status_2(capsys, argv, message):

@@ -187,8 +187,7 @@ def test_the_closed_form_foretells_how_long_links_last():
 def test_newcomers_are_counted():
     summary, shots = watch(scenario("sumo").start(1000), 300, 80.0)
     changes = sum(
-        int((a.occupants != b.occupants)[b.present].sum())
-        for a, b in itertools.pairwise(shots)
+        int((a.occupants != b.occupants)[b.present].sum()) for a, b in itertools.pairwise(shots)
     )
     assert summary.newcomers >= changes > 0
 

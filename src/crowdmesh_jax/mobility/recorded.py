@@ -17,7 +17,6 @@ from ..errors import DataError, InvalidValueError
 from . import checks
 from .checks import Bools, Floats
 
-
 MAX_TRIES = 1000
 """Of drawing a moment at which all seats can be filled."""
 
@@ -187,8 +186,8 @@ class Seats:
 
     trace: Trace
     warm_up_s: float | None = None
-    """What is left out at the trace's start; time 0 is drawn uniformly from the rest. None: until as
-    many nodes as seats are there for the first time, and time 0 is a moment when so many are."""
+    """What is left out at the trace's start; time 0 is drawn uniformly from the rest. None: until
+    as many nodes as seats are there for the first time, and time 0 is when so many are there."""
 
     def start(self, devices: int, generator: Generator) -> SeatsWalk:
         """The seats taken by nodes drawn from those that are there.
