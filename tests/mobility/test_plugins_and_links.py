@@ -1,8 +1,13 @@
 """Models by name and from other packages; crowds at a moment; summaries and pictures."""
 
 import itertools
+import json
 import math
+import os
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -76,6 +81,25 @@ def test_a_model_of_another_package_is_found_by_its_entry_point(installed):
     movement = Movement(make_movement_model("circles", radius_m=5.0), 7, seed=1)
     movement.advance(100)
     assert np.allclose(np.hypot(*movement.snapshot().positions_m.T), 5)
+
+
+@pytest.mark.system
+def test_an_installed_package_s_model_is_moved_by_the_command_line(tmp_path):
+    """The files that an installer leaves, found by importlib.metadata itself."""
+    told = tmp_path / "crowdmesh_circles-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: crowdmesh-circles\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[crowdmesh_jax.mobility]\nrounds = rounds:Circles\n")
+    source = Path(__file__).read_text()
+    classes = source[source.index("class Circles:") : source.index("@pytest.fixture")]
+    (tmp_path / "rounds.py").write_text(f"import math\nimport numpy as np\n\n{classes}")
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "crowdmesh_jax.cli", "mobility", "rounds", "--json",
+               "--seconds", "5", "--option", "radius_m=3"]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["summary"]["mean_speed_m_per_s"] == pytest.approx(1.0)
 
 
 def test_names_and_options_that_are_none_are_refused(installed):

@@ -106,6 +106,18 @@ def test_pauses_under_way_are_what_is_left_of_pauses_found_by_their_length():
     assert left[5] == pytest.approx(left[0] / 2, abs=4 * math.sqrt(left[0]) / 2)
 
 
+def test_pauses_of_unequal_length_are_found_by_their_length():
+    """Uniform from 0 to P: what is left exceeds s in the share (1 - s / P)^2 of devices."""
+    movement = Movement(WALK, COUNT, seed=14, dt_s=12.0)
+    start = movement.snapshot()
+    resting = speeds(start) == 0
+    count = resting.sum()
+    for step in range(1, 10):
+        movement.advance()
+        resting &= (movement.snapshot().positions_m == start.positions_m).all(axis=1)
+        assert resting.sum() / count == pytest.approx((1 - step / 10) ** 2, abs=0.02)
+
+
 def test_devices_move_at_their_speed_in_straight_lines():
     model = RandomWaypoint(
         area=Area.square(1e6), speed_min_m_per_s=1.0, speed_max_m_per_s=2.0, pause_max_s=0.0

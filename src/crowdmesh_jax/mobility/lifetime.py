@@ -71,7 +71,8 @@ def relative_lifetime_s(offset_m: ArrayLike, relative_m_per_s: ArrayLike, range_
     apart, relative = apart.reshape(-1, 2), relative.reshape(-1, 2)
     for start in range(0, len(flat_s), _BLOCK):
         some = slice(start, start + _BLOCK)
-        flat_s[some] = _closed_form(*apart[some].T, *relative[some].T, range_m)
+        (x, y), (vx, vy) = apart[some].T, relative[some].T
+        flat_s[some] = _closed_form(x, y, vx, vy, range_m)
     return lifetime_s
 
 
