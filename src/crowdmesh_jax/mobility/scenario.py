@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -215,7 +215,7 @@ def _stream(seed: int, topic: str) -> Generator:
     return np.random.default_rng(_child(seed, topic))
 
 
-@cache
+@lru_cache(maxsize=8)
 def _trace_of(path: str) -> Trace:
     """Read once: a trace is a value."""
     reader = read_sumo_fcd if path.removesuffix(".gz").endswith(".xml") else read_csv_trace
