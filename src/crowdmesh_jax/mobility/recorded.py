@@ -180,8 +180,10 @@ class Seats:
     A node that arrives takes a seat that is free, and gives it back when it leaves: to another node
     that is there without a seat, if there is one, drawn at random, in the same step; else the seat
     stays empty. A seat's `occupants` number grows by the number of seats with every newcomer, so
-    that nobody takes the newcomer for the one who left. When the trace ends everybody leaves, and
-    it is repeated from where its warm-up ends.
+    that nobody takes the newcomer for the one who left.
+
+    At its end the trace is played backwards, down to the end of the warm-up, and forwards again:
+    begun anew it would make all devices leave in one step, which no crowd does.
     """
 
     trace: Trace
@@ -234,19 +236,19 @@ class SeatsWalk:
                 self._at_s = float(generator.uniform(earliest_s, trace.end_s))
             else:
                 self._at_s = earliest_s
+        self._played_s, self._forwards = self._at_s - earliest_s, True
         self._nodes = np.full(devices, -1)
         self.occupants = np.arange(devices)
         self.positions_m = np.zeros((devices, 2))
         self._seat(first=True)
 
     def step(self, dt_s: float) -> None:
-        """Moves on in the trace, and round to the end of its warm-up."""
-        self._at_s += dt_s
-        if self._at_s > self._trace.end_s:
-            length_s = self._trace.end_s - self._from_s
-            past_s = self._at_s - self._trace.end_s
-            self._at_s = self._from_s + (past_s % length_s if length_s > 0 else 0.0)
-            self._nodes[:] = -1  # nobody stays over the end, even under the same name
+        """Moves on in the trace, and turns at its ends."""
+        length_s = self._trace.end_s - self._from_s
+        self._played_s += dt_s
+        folded_s = self._played_s % (2 * length_s) if length_s > 0 else 0.0
+        self._forwards = folded_s <= length_s
+        self._at_s = self._from_s + (folded_s if self._forwards else 2 * length_s - folded_s)
         self._seat()
 
     def _seat(self, *, first: bool = False) -> None:
@@ -267,4 +269,5 @@ class SeatsWalk:
         mine = self._nodes[self.present]
         self.positions_m[self.present] = places_m[mine]
         self.velocities_m_per_s = np.zeros_like(self.positions_m)
-        self.velocities_m_per_s[self.present] = velocities[mine]
+        way = 1.0 if self._forwards else -1.0
+        self.velocities_m_per_s[self.present] = way * velocities[mine]
