@@ -304,7 +304,7 @@ def test_seats_follow_their_nodes_and_go_to_others_when_these_leave():
 def test_seats_begin_where_they_can_be_filled_and_stay_in_that_part_of_the_trace():
     trace = crossing()
     starts = []
-    for seed in range(60):
+    for seed in range(25):
         movement = Movement(Seats(trace=trace), 4, seed=seed)
         starts.append(movement._walk._at_s)
         assert movement.snapshot().present.all()
