@@ -124,8 +124,8 @@ def main() -> None:
     report(
         "mobility",
         f"CPU time of a step of {devices} devices on one core; each asks for the lifetimes of its"
-        f" links to {COALITION - 1} others of its coalition, and all pairs within range are found and timed"
-        f" ({one.pairs} with random waypoints)",
+        f" links to {COALITION - 1} others of its coalition, and all pairs within range are found"
+        f" and timed ({one.pairs} with random waypoints)",
         figures,
         quick=options.quick,
         settings={"devices": devices, "range_m": RANGE_M, "coalition": COALITION,
