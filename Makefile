@@ -33,8 +33,8 @@ long: $(VENV)/.dev  ## what is too long for CI
 	$(BIN)/python -m pytest -m long
 
 # In the order of their length. `drift` (docs/exactness.md) has a target of its own.
-BENCHMARKS := codec transport kernels stage_split pipeline prediction torch_pipeline memory startup
-BENCHMARKS += presets solvers partition coalitions
+BENCHMARKS := mobility codec transport kernels stage_split pipeline prediction torch_pipeline memory
+BENCHMARKS += startup presets solvers partition coalitions
 
 bench: $(VENV)/.dev $(VENV)-bench/.torch  ## benchmarks; results go into benchmarks/results and docs
 	@missed=""; for name in $(BENCHMARKS); do \

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "reference": "export execution model programs data",
     "profiling": "export execution model",
     "solvers": "",
+    "mobility": "",
     "transport": "",
     "record": "protocol",
     "agent": AGENT_SIDE,
@@ -44,6 +45,7 @@ NEVER = {
     "errors": HEAVY,
     "core": HEAVY,
     "crowds": HEAVY,
+    "mobility": HEAVY,
     **dict.fromkeys(["agent", *AGENT_SIDE.split()], ("flax", "optax", "pulp")),
 }
 """Third-party packages that a room must not even import late."""

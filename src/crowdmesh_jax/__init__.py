@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import crowds as crowds
     from . import data as data
     from . import errors as errors
+    from . import mobility as mobility
     from .core import Access as Access
     from .core import Backhaul as Backhaul
     from .core import CoalitionStructure as CoalitionStructure
@@ -123,6 +124,7 @@ _MODULES = {
     "data": "data",
     "errors": "errors",
     "losses": "model.losses",
+    "mobility": "mobility",
     "zoo": "model.zoo",
 }
 _OPTIONAL = ("jax", "flax", "optax", "pulp", "highspy", "rich", "grpc", "safetensors")
