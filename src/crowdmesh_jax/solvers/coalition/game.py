@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -29,7 +29,7 @@ NOTHING = Cost(0.0, 0.0)
 def raised(wait: T, power: float) -> T:
     """wait^power; small whole powers, which are the usual ones, by products: ten times as fast."""
     if power > 64 or power != int(power):
-        return wait**power
+        return cast(T, wait**power)
     found, bits = wait, bin(int(power))[3:]
     for bit in bits:
         found = found * found
