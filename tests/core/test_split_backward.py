@@ -216,6 +216,8 @@ def test_it_can_be_slower_where_a_stage_waits_long_for_its_last_gradients():
     cuts = [CutTimes()] * 2
     step_s = {n: evaluate_step_s(make_schedule(n, 3, 4), stages, cuts) for n in ("1f1b", "zb-h1")}
     assert step_s == {"1f1b": 41.0, "zb-h1": 42.0}
+    assert closed_form("1f1b", 4, stages, cuts)[0] == 41.0
+    assert closed_form("zb-h1", 4, stages, cuts)[0] == 42.0  # that of 1F1B would be too low
     assert evaluate_step_s(make_schedule("zb-h1", 3, 4, [3, 2, 1]), stages, cuts) == 41.0
 
 
