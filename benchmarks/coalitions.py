@@ -251,7 +251,6 @@ def figures(rows: list[dict[str, Any]]) -> Iterator[Figure]:
         yield share(
             f"{form} is not Nash-stable", [float(not row[form]["stable"]) for row in rows], form
         )
-        yield figure(f"seconds of {form}", [row[form]["seconds"] for row in rows], unit="s")
     best_s = [min(each["slowest_s"] for each in row["baselines"].values()) for row in rows]
     floors = [row["floor_s"] / best for row, best in zip(rows, best_s, strict=True)]
     yield figure("floor / best baseline: slowest round, all", floors)
