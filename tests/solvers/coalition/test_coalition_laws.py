@@ -293,6 +293,8 @@ def test_welcome_deviations_are_the_best_that_hosts_do_not_wait_longer_for(value
     game = Game(problem)
     masks = [1 << device for device in range(6)] + [0b11000000]
     search = Search(game, masks, epsilon=1e-9, rng=random.Random(0))
+    assert all(0 not in search.targets(device) for device in range(6)), "they are alone"
+    assert 0 in search.targets(6)
     told = certify(game, masks, name="marginal", preference=marginal, epsilon=1e-9)
     choices = []
     for deviation in told.deviations:
