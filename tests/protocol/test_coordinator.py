@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from crowdmesh_jax.core.timeline import StageTimes
+from crowdmesh_jax.core.times import StageTimes
 from crowdmesh_jax.protocol import Fault, Verdict, coordinator, member, messages
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crowdmesh_jax import errors
-from crowdmesh_jax.core.timeline import CutTimes, StageTimes
+from crowdmesh_jax.core.times import CutTimes, StageTimes
 from crowdmesh_jax.protocol import BestRule, EvaluationPlan, Mark, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me

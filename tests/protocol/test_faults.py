@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crowdmesh_jax import errors
 from crowdmesh_jax.core.schedule import Op, OpKind
-from crowdmesh_jax.core.timeline import StageTimes
+from crowdmesh_jax.core.times import StageTimes
 from crowdmesh_jax.protocol import Fault, Mark, Parts, Verdict, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me

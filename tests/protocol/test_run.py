@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from crowdmesh_jax.core import schedule_for
 from crowdmesh_jax.core.plan import PipelinePlan
-from crowdmesh_jax.core.timeline import CutTimes, StageTimes, evaluate
+from crowdmesh_jax.core.timeline import evaluate
+from crowdmesh_jax.core.times import CutTimes, StageTimes
 from crowdmesh_jax.protocol import NonFinitePolicy, Tie, member, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me

@@ -16,7 +16,7 @@ from typing import Any
 
 from crowdmesh_jax.core import OpKind, schedule_for
 from crowdmesh_jax.core.plan import PipelinePlan
-from crowdmesh_jax.core.timeline import CutTimes, StageTimes
+from crowdmesh_jax.core.times import CutTimes, StageTimes
 from crowdmesh_jax.protocol import (
     CoordinatorState,
     Fault,

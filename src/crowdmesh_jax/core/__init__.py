@@ -63,16 +63,8 @@ from .schedule import (
     check_runnable,
     check_schedule,
 )
-from .timeline import (
-    CutTimes,
-    Direction,
-    StageTimes,
-    TimedOp,
-    TimedTransfer,
-    Timeline,
-    evaluate,
-    evaluate_step_s,
-)
+from .timeline import Timeline, evaluate, evaluate_step_s
+from .times import CutTimes, Direction, StageTimes, TimedOp, TimedTransfer
 from .values import (
     from_json,
     from_plain,

@@ -24,7 +24,7 @@ import itertools
 from collections.abc import Sequence
 
 from .schedule import OpKind, Schedule
-from .timeline import CutTimes, Direction, StageTimes, TimedOp, TimedTransfer, deadlock, op_seconds
+from .times import CutTimes, Direction, StageTimes, TimedOp, TimedTransfer, deadlock, op_seconds
 
 _DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 

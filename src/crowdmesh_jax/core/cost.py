@@ -56,7 +56,8 @@ from .links import link_between, occupied_s, pair_times
 from .memory import COMPILE_PEAK_BYTES, MemoryBreakdown, stage_memory
 from .plan import PipelinePlan, Stage
 from .profile import ModelProfile
-from .timeline import CutTimes, StageTimes, Timeline, evaluate
+from .timeline import Timeline, evaluate
+from .times import CutTimes, StageTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import InvalidPlanError
 from .crowd import Crowd, Link
-from .timeline import CutTimes
+from .times import CutTimes
 
 
 def link_between(crowd: Crowd, why: str, source: str, target: str) -> Link:
