@@ -101,6 +101,8 @@ def test_costs_are_those_of_core_under_every_medium(seed, medium):
             cut = tables.cut(left.device, right.device, right.first)
             assert cut is not None
             assert cut.busiest_s <= period_s * (1 + 1e-12)
+            if medium == "half_duplex":  # what the programs' bound on T is made of
+                assert cut.busiest_s == cut.down_s + cut.back_s
 
 
 @pytest.mark.parametrize("solver", ["ilp", "dp", "auto", "exhaustive"])
