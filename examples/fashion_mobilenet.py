@@ -17,7 +17,7 @@ REFERENCE = "people 83.5 %, full MobileNet trained to the end 95.0 %"
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=650)
     parser.add_argument("--width", type=float, default=0.35)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--test-images", type=int, default=10_000)

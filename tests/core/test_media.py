@@ -303,7 +303,7 @@ def test_one_air_for_all_is_seldom_faster_than_half_duplex_links_and_never_much(
         half_s = evaluate_step_s(schedule, stages, half)
         ratios.append(evaluate_step_s(schedule, stages, one) / half_s if half_s else 1.0)
     faster = [ratio for ratio in ratios if ratio < 1 - 1e-12]
-    assert 0 < len(faster) < 0.005 * len(ratios)  # on 75,000 such cases 0.17 %, at most 6 %
+    assert 0 < len(faster) < 0.005 * len(ratios)  # on 75,000 such cases 0.17 %, at most 7 %
     assert min(faster) > 0.93
 
 
