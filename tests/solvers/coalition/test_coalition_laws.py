@@ -105,6 +105,41 @@ def test_no_pair_of_coalitions_is_better_merged_and_no_two_devices_better_swappe
             assert not (game.cost(mask) - after).is_gain(1e-9)
 
 
+def test_every_kind_of_move_is_tried_and_switches_again_after_each_that_gains():
+    said, gains = [], {"merge": 1, "swap": 1, "split": 1}
+
+    def tell(kind):
+        said.append(kind)
+        moved, gains[kind] = gains.get(kind, 0), 0
+        return moved
+
+    class Told(Search):
+        def switch_pass(self, devices):
+            return tell("switch")
+
+        def merge_pass(self):
+            return tell("merge")
+
+        def swap_pass(self, most=None):
+            return tell("swap")
+
+        def split_pass(self):
+            return tell("split")
+
+    game = Game(CoalitionProblem(profile=PROFILE, crowd=crowd_of(4, 0)))
+    Told(game, [0b1111], epsilon=1e-9, rng=random.Random(0)).descend()
+    assert said == [
+        "switch", "merge",
+        "switch", "merge", "swap",
+        "switch", "merge", "swap", "split",
+        "switch", "merge", "swap", "split",
+    ]  # fmt: skip
+    said.clear()
+    alone = Told(game, [0b1111], epsilon=1e-9, rng=random.Random(0))
+    alone.descend(swaps=False, merges=False, splits=False)
+    assert said == ["switch"]
+
+
 def test_without_repair_there_are_switches_alone_and_the_end_is_stable():
     kinds = set()
     solver = HedonicSolver(
