@@ -60,7 +60,7 @@ class CirclesWalk:
 def installed(monkeypatch):
     """An installed package's entry point, as importlib.metadata tells of it."""
     point = metadata.EntryPoint(
-        name="circles", value=f"{__name__}:Circles", group="crowdmesh_jax.mobility"
+        name="circles", value=f"{__name__}:Circles", group="crowdmesh_jax.mobility_models"
     )
     monkeypatch.setattr(
         metadata, "entry_points", lambda *, group: [point] if group == point.group else []
@@ -77,7 +77,7 @@ def test_every_name_makes_a_model_that_moves():
 
 
 def test_a_model_of_another_package_is_found_by_its_entry_point(installed):
-    assert movement_models()["circles"] == f"from {__name__}:Circles"
+    assert f"({__name__}:Circles)" in movement_models()["circles"]
     movement = Movement(make_movement_model("circles", radius_m=5.0), 7, seed=1)
     movement.advance(100)
     assert np.allclose(np.hypot(*movement.snapshot().positions_m.T), 5)
@@ -89,7 +89,9 @@ def test_an_installed_package_s_model_is_moved_by_the_command_line(tmp_path):
     told = tmp_path / "crowdmesh_circles-1.0.dist-info"
     told.mkdir()
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: crowdmesh-circles\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text("[crowdmesh_jax.mobility]\nrounds = rounds:Circles\n")
+    (told / "entry_points.txt").write_text(
+        "[crowdmesh_jax.mobility_models]\nrounds = rounds:Circles\n"
+    )
     source = Path(__file__).read_text()
     classes = source[source.index("class Circles:") : source.index("@pytest.fixture")]
     (tmp_path / "rounds.py").write_text(f"import math\nimport numpy as np\n\n{classes}")
@@ -108,7 +110,7 @@ def test_names_and_options_that_are_none_are_refused(installed):
     assert "random_waypoint, gauss_markov, group, static, circles" in str(caught.value)
     with pytest.raises(InvalidValueError, match="does not take these options"):
         make_movement_model("static", speed=5)
-    with pytest.raises(InvalidValueError, match="a model object is made with its own"):
+    with pytest.raises(InvalidValueError, match="an object is made with its own"):
         make_movement_model(Circles(), radius_m=2.0)
     with pytest.raises(InvalidValueError, match="no start"):
         make_movement_model(object())  # pyright: ignore[reportArgumentType]

@@ -8,20 +8,17 @@ asked for. It knows no problem.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
-from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
 from ..core import Crowd, ModelProfile, PipelinePlan
-from ..errors import InvalidValueError, MissingExtraError, SolverError, UnknownSolverError
+from ..core.plugins import PlugIns
+from ..errors import SolverError, UnknownSolverError
 from .check import plan_faults
 from .problem import PartitionProblem, PartitionResult, PartitionSolver
 from .wire import decide_wire
-
-ENTRY_POINT_GROUP = "crowdmesh_jax.partition_solvers"
 
 
 def _ilp(**options: Any) -> PartitionSolver:
@@ -108,50 +105,57 @@ def _asteroid(**options: Any) -> PartitionSolver:
     return AsteroidSolver(**options)
 
 
-_BUILT_IN: Mapping[str, tuple[Callable[..., PartitionSolver], str]] = MappingProxyType(
-    {
-        "auto": (_auto, "the best plan found in budget_s (2 s); options budget_s, also"),
-        "ilp": (_ilp, "shortest step time by integer programming; options backend, time_limit_s"),
-        "dp": (_dp, "the same optimum by labels over device sets; up to 12 devices"),
-        "eager": (_eager, "cut, device order and microbatches in flight together; no proof"),
-        "hybrid": (_hybrid, "as auto, and devices may share a stage (share=True); not run yet"),
-        "even": (_even, "equal layer counts over the devices in the order given"),
-        "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
-        "single_best": (_single_best, "the whole model on the device that trains it fastest"),
-        "by_params": (
-            _by_params,
-            "baseline: equal parameter bytes over the devices in the order given",
-        ),
-        "cloud_device": (
-            _cloud_device,
-            "baseline: front on a device, rest on the fastest; options device, cloud",
-        ),
-        "pipedream": (_pipedream, "baseline: PipeDream's planner, as if all were the mean device"),
-        "ftpipehd": (_ftpipehd, "baseline: FTPipeHD's planner, one measured capacity per device"),
-        "dapple": (_dapple, "baseline: DAPPLE's planner, latency around a pivot; option policy"),
-        "asteroid": (
-            _asteroid,
-            "baseline: Asteroid's planner, groups by memory; option all_devices",
-        ),
-    }
+SOLVERS = PlugIns(
+    group="crowdmesh_jax.partition_solvers",
+    kind="solver",
+    built_in=MappingProxyType(
+        {
+            "auto": (_auto, "the best plan found in budget_s (2 s); options budget_s, also"),
+            "ilp": (
+                _ilp,
+                "shortest step time by integer programming; options backend, time_limit_s",
+            ),
+            "dp": (_dp, "the same optimum by labels over device sets; up to 12 devices"),
+            "eager": (_eager, "cut, device order and microbatches in flight together; no proof"),
+            "hybrid": (_hybrid, "as auto, and devices may share a stage (share=True); not run yet"),
+            "even": (_even, "equal layer counts over the devices in the order given"),
+            "exhaustive": (_exhaustive, "tries every plan; a few layers and devices only"),
+            "single_best": (_single_best, "the whole model on the device that trains it fastest"),
+            "by_params": (
+                _by_params,
+                "baseline: equal parameter bytes over the devices in the order given",
+            ),
+            "cloud_device": (
+                _cloud_device,
+                "baseline: front on a device, rest on the fastest; options device, cloud",
+            ),
+            "pipedream": (
+                _pipedream,
+                "baseline: PipeDream's planner, as if all were the mean device",
+            ),
+            "ftpipehd": (
+                _ftpipehd,
+                "baseline: FTPipeHD's planner, one measured capacity per device",
+            ),
+            "dapple": (
+                _dapple,
+                "baseline: DAPPLE's planner, latency around a pivot; option policy",
+            ),
+            "asteroid": (
+                _asteroid,
+                "baseline: Asteroid's planner, groups by memory; option all_devices",
+            ),
+        }
+    ),
+    method="solve(problem)",
+    unknown=UnknownSolverError,
+    unfit=SolverError,
 )
-
-
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def _distribution(point: metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module
 
 
 def solvers() -> Mapping[str, str]:
     """Name -> one line on it, built-in solvers first, then those of other packages."""
-    found = {name: description for name, (_, description) in _BUILT_IN.items()}
-    for name, point in sorted(_entry_points().items()):
-        if name not in found:
-            found[name] = f"from {_distribution(point)} ({point.value})"
-    return MappingProxyType(found)
+    return SOLVERS.listed()
 
 
 def make_solver(solver: str | PartitionSolver, **options: Any) -> PartitionSolver:
@@ -167,46 +171,7 @@ def make_solver(solver: str | PartitionSolver, **options: Any) -> PartitionSolve
         MissingExtraError: The package that brings it cannot be imported.
         SolverError: It has no `solve`.
     """
-    if not isinstance(solver, str):
-        if options:
-            raise InvalidValueError(
-                f"options {', '.join(sorted(options))} come with a solver's name; a solver object"
-                " is made with its own"
-            )
-        return _with_solve(solver, type(solver).__name__)
-    if solver in _BUILT_IN:
-        factory = _BUILT_IN[solver][0]
-    else:
-        point = _entry_points().get(solver)
-        if point is None:
-            raise _unknown(solver, solvers())
-        try:
-            factory = point.load()
-        except ImportError as exc:
-            raise MissingExtraError(
-                f"solver {solver!r} of {_distribution(point)} cannot be imported: {exc}\n"
-                f"  try      pip install {_distribution(point)} with its extras"
-            ) from exc
-    try:
-        made = factory(**options)
-    except TypeError as exc:
-        if not options:
-            raise
-        raise InvalidValueError(f"solver {solver!r} does not take these options: {exc}") from exc
-    return _with_solve(made, solver)
-
-
-def _with_solve(solver: object, name: str) -> PartitionSolver:
-    if not callable(getattr(solver, "solve", None)):
-        raise SolverError(f"{name!r} is no partition solver: it has no solve(problem)")
-    return cast(PartitionSolver, solver)
-
-
-def _unknown(name: str, known: Iterable[str]) -> UnknownSolverError:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return UnknownSolverError(f"no solver {name!r}{hint}\n  known    {', '.join(known)}")
+    return cast(PartitionSolver, SOLVERS.make(solver, **options))
 
 
 def solve(

@@ -313,7 +313,7 @@ def test_a_crowd_without_data_is_told_what_to_do():
     with pytest.raises(InvalidCrowdError, match="amounts='equal'"):
         form_coalitions(PROFILE, crowd)
     assert form_coalitions(PROFILE, crowd, amounts="equal").values
-    with pytest.raises(InvalidValueError, match="solver object"):
+    with pytest.raises(InvalidValueError, match="an object is made with its own"):
         make_coalition_solver(HedonicSolver(), seed=1)
 
 

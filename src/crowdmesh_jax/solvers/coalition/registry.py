@@ -7,44 +7,57 @@ class (or function) that returns an object with `form(problem)`. It knows no pro
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
 from ...core import Crowd, ModelProfile
-from ...errors import InvalidValueError, SolverError, UnknownSolverError
+from ...core.plugins import PlugIns
+from ...errors import SolverError, UnknownSolverError
 from . import baselines
 from .hedonic import HedonicSolver
 from .problem import CoalitionProblem, CoalitionResult, CoalitionSolver
 
-ENTRY_POINT_GROUP = "crowdmesh_jax.coalition_solvers"
-
-_BUILT_IN: Mapping[str, tuple[Callable[..., Any], str]] = MappingProxyType(
-    {
-        "hedonic": (HedonicSolver, "devices switch while that lowers the potential; Nash-stable"),
-        "grand": (baselines.GrandSolver, "all together, or as few coalitions as max_size allows"),
-        "singletons": (baselines.SingletonsSolver, "each device alone, joined where it must be"),
-        "random": (baselines.RandomSolver, "the best of several random structures"),
-        "kmeans": (baselines.KMeansSolver, "near in place and speed"),
-        "greedy": (baselines.GreedySolver, "fastest first, each where the potential rises least"),
-        "data_only": (baselines.DataOnlySolver, "labels as even as can be, nothing else"),
-        "latency_and_data": (
-            baselines.LatencyAndDataSolver,
-            "near in latency, then even in labels (after Eco-FL)",
-        ),
-        "exhaustive": (baselines.ExhaustiveCoalitions, "every structure; ten devices at most"),
-    }
+SOLVERS = PlugIns(
+    group="crowdmesh_jax.coalition_solvers",
+    kind="coalition solver",
+    built_in=MappingProxyType(
+        {
+            "hedonic": (
+                HedonicSolver,
+                "devices switch while that lowers the potential; Nash-stable",
+            ),
+            "grand": (
+                baselines.GrandSolver,
+                "all together, or as few coalitions as max_size allows",
+            ),
+            "singletons": (
+                baselines.SingletonsSolver,
+                "each device alone, joined where it must be",
+            ),
+            "random": (baselines.RandomSolver, "the best of several random structures"),
+            "kmeans": (baselines.KMeansSolver, "near in place and speed"),
+            "greedy": (
+                baselines.GreedySolver,
+                "fastest first, each where the potential rises least",
+            ),
+            "data_only": (baselines.DataOnlySolver, "labels as even as can be, nothing else"),
+            "latency_and_data": (
+                baselines.LatencyAndDataSolver,
+                "near in latency, then even in labels (after Eco-FL)",
+            ),
+            "exhaustive": (baselines.ExhaustiveCoalitions, "every structure; ten devices at most"),
+        }
+    ),
+    method="form(problem)",
+    unknown=UnknownSolverError,
+    unfit=SolverError,
 )
 
 
 def coalition_solvers() -> Mapping[str, str]:
     """Name -> one line on it, built-in solvers first, then those of other packages."""
-    found = {name: line for name, (_, line) in _BUILT_IN.items()}
-    for point in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda p: p.name):
-        found.setdefault(point.name, f"from {point.value}")
-    return MappingProxyType(found)
+    return SOLVERS.listed()
 
 
 def make_coalition_solver(solver: str | CoalitionSolver, **options: Any) -> CoalitionSolver:
@@ -53,37 +66,10 @@ def make_coalition_solver(solver: str | CoalitionSolver, **options: Any) -> Coal
     Raises:
         UnknownSolverError: No solver of that name; names those known.
         InvalidValueError: An option that the solver does not take.
+        MissingExtraError: The package that brings it cannot be imported.
         SolverError: It has no `form`.
     """
-    if isinstance(solver, str):
-        if solver in _BUILT_IN:
-            factory: Any = _BUILT_IN[solver][0]
-        else:
-            points = {p.name: p for p in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-            if solver not in points:
-                close = difflib.get_close_matches(solver, coalition_solvers(), n=1, cutoff=0.5)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise UnknownSolverError(
-                    f"no coalition solver {solver!r}{hint}\n"
-                    f"  known    {', '.join(coalition_solvers())}"
-                )
-            factory = points[solver].load()
-        try:
-            made = factory(**options)
-        except TypeError as exc:
-            raise InvalidValueError(
-                f"coalition solver {solver!r} does not take these options: {exc}"
-            ) from exc
-    else:
-        if options:
-            raise InvalidValueError(
-                f"options {', '.join(sorted(options))} come with a solver's name; a solver object"
-                " is made with its own"
-            )
-        made = solver
-    if not callable(getattr(made, "form", None)):
-        raise SolverError(f"{solver!r} is no coalition solver: it has no form(problem)")
-    return cast(CoalitionSolver, made)
+    return cast(CoalitionSolver, SOLVERS.make(solver, **options))
 
 
 def form_coalitions(
