@@ -62,5 +62,5 @@ def test_what_an_installed_package_brings_is_listed_after_ours_and_made(monkeypa
 @pytest.mark.parametrize("value", ["no_such_module:Runner", f"{__name__}:Gone"])
 def test_a_package_that_cannot_be_imported_is_named(monkeypatch, value):
     point(monkeypatch, value)
-    with pytest.raises(MissingExtraError, match="'theirs' .*cannot be imported"):
+    with pytest.raises(MissingExtraError, match=r"'theirs' .*cannot be imported"):
         KIND.make("theirs")
