@@ -93,6 +93,14 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepVerdict:
+    """The verdict of a step."""
+
+    step: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPlan:
     """When the run evaluates, and over how many microbatches. Known to all before it starts."""
 

@@ -13,7 +13,7 @@ from ..core.plan import PipelinePlan
 from ..core.schedule import OpKind
 from ..errors import ProtocolError
 from . import messages as msg
-from .common import Mark, Parts, Verdict
+from .common import Mark, Parts, StepVerdict
 
 
 class Phase(enum.Enum):
@@ -24,12 +24,6 @@ class Phase(enum.Enum):
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepVerdict:
-    step: int
-    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

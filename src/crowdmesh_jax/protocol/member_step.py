@@ -12,7 +12,7 @@ from ..core.schedule import OpKind
 from ..errors import ProtocolError
 from . import member_events as ev
 from . import messages as msg
-from .common import Mark, NonFinitePolicy, Parts, Slot, Verdict
+from .common import Mark, NonFinitePolicy, Parts, Slot, StepVerdict, Verdict
 from .member_evaluation import (
     advance_evaluation,
     begin_evaluation,
@@ -22,7 +22,7 @@ from .member_evaluation import (
     on_eval_taken,
     on_evaluation_finished,
 )
-from .member_state import MemberState, Phase, StepVerdict
+from .member_state import MemberState, Phase
 from .member_turn import FRESH_STEP, MemberTurn, expect_phase, reject
 
 PREFETCH_STEPS = 2
