@@ -531,17 +531,24 @@ def test_a_policy_that_moves_a_live_stage_is_refused():
         Scene([(5, False)] * 3).lose("d1").decide(lambda need: OwnersChoice(plan=plan))
 
 
-def test_the_verdict_of_the_last_step_is_known_if_anyone_knows_it():
-    """Only stage 1 had got the Commit; it is lost again, but its holder's manifest knows."""
+def test_a_verdict_that_only_a_manifest_knows_comes_with_the_copy_that_is_restored():
     scene = Scene([(5, True), (5, True), (5, True)]).lose("d0")
-    assert scene.decided().verdict_pending
     skipped = Verdict(is_finite=False, skip=True)
     copy = Copy(first_layer=0, last_layer=1, tag=1, version=6, verdict=skipped)
     scene.change("s0", copies=(copy,))
     result = scene.decided()
+    assert result.verdict_pending
+    assert runs(result) == [(0, 0, 6)]
+    assert result.actions[0].sources[0].copy.verdict == skipped
+
+
+def test_a_verdict_that_anyone_knows_is_used():
+    skipped = Verdict(is_finite=False, skip=True)
+    scene = Scene([(6, False), (5, True), (5, True)])
+    scene.change("d0", verdicts=(StepVerdict(step=5, verdict=skipped),))
+    result = scene.decided()
     assert not result.verdict_pending
     assert decision.known_verdict(result, 5) == skipped
-    assert runs(result) == [(0, 0, 6)]
 
 
 def test_reasons_say_what_is_dropped_applied_and_replayed():
@@ -639,7 +646,8 @@ def test_laws_of_every_decision(made, random):
         assert set(range(run.version, result.base - 1)) <= known
     if result.verdict_pending:  # someone can make it: stage 0, live and full, or replayed
         first = result.actions[0]
-        assert first.act == "apply" or first.version < result.base
+        manifest = first.sources and first.sources[0].copy.verdict
+        assert first.act == "apply" or first.version < result.base or manifest
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,8 +2,8 @@
 
 `handle(state, event, now_s) -> (state, actions)` is pure. It never touches the data path: stages
 commit among themselves, the coordinator installs, resumes, asks for marks, keeps what it is told,
-and watches the clock. Journal before message (I11); every wait has a deadline (I13). Fencing and
-recovery will be added here: for now a lost member ends the run, with its state as it was.
+and watches the clock. Journal before message (I11); every wait has a deadline (I13). A lost member
+ends the run, with its state as it was, unless Start says how it recovers (`coordinator_recovery`).
 
     gathering --all said Hello--> installing --all Ready--> [measuring] --> running
     running --Done(finish)--> finishing --result written--> done
@@ -33,11 +33,21 @@ from .coordinator_evaluation import (
     on_best_written,
     on_evaluated,
 )
+from .coordinator_install import send_installs
+from .coordinator_recovery import (
+    decide_when_heard,
+    lose,
+    on_owners_chosen,
+    on_report,
+    on_verdict_made,
+    open_epoch,
+    resume,
+)
+from .coordinator_restart import on_attached, on_hello_attaching, on_restart
 from .coordinator_state import (
     WINDOW,
     CoordinatorState,
     MemberInfo,
-    PendingStep,
     Phase,
     Shard,
     Suspicion,
@@ -47,6 +57,7 @@ from .coordinator_state import (
     describe_stage,
     step_wait,
 )
+from .coordinator_steps import file_step
 from .coordinator_turn import (
     RunTurn,
     await_closing,
@@ -58,6 +69,8 @@ from .coordinator_turn import (
     is_through,
 )
 from .coordinator_watch import on_tick
+from .coordinator_waves import ask_wave_when_due, note_wave_mark, on_stored
+from .evidence import Base
 
 __all__ = ["CoordinatorState", "DeviceId", "Result", "handle"]
 
@@ -78,6 +91,8 @@ def handle(state: CoordinatorState, event: ev.CoordinatorEvent, now_s: float) ->
     turn = RunTurn(state, now_s)
     if isinstance(event, ev.Start):
         _on_start(turn, event)
+    elif isinstance(event, ev.Restart):
+        on_restart(turn, event)
     else:
         try:
             _HANDLERS[type(event)](turn, event)
@@ -101,6 +116,8 @@ def _on_start(turn: RunTurn, start: ev.Start) -> None:
         shown=start.base,
         checkpoint=start.base,
         wave_version=start.base,
+        wave_from=start.base,
+        durable=start.base,
         best=start.best,
     )
     term = records.Term(run=state.run, term=state.term, config_sha256=start.config_sha256)
@@ -118,6 +135,12 @@ def _gather_wait(turn: RunTurn) -> Wait:
 def _on_hello(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
     state = turn.state
     begun = state.phase is not Phase.GATHERING and not state.is_over
+    if state.phase is Phase.ATTACHING:
+        on_hello_attaching(turn, sender, hello)
+        return
+    if begun and state.recovery is not None:
+        _on_hello_midway(turn, sender, hello)
+        return
     if begun and sender in state.devices:
         halt_lost(turn, sender, "it started anew in the middle of the run")
         return
@@ -130,6 +153,19 @@ def _on_hello(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
         _install_when_gathered(turn)
 
 
+def _on_hello_midway(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
+    """A newcomer is a member from the next epoch on (R8). One that has a part in this epoch and
+    says Hello started anew: what it had is gone."""
+    state = turn.state
+    had_part = sender in state.members and sender in state.party
+    members = {**state.members, sender: MemberInfo(hello=hello, heard_s=turn.now_s)}
+    turn.set(members=members)
+    if state.phase is Phase.WAITING:
+        open_epoch(turn, (), f"{sender} came while the run waited: {state.why_waiting}")
+    elif had_part:
+        open_epoch(turn, (), f"{sender} started anew in the middle of the run")
+
+
 def _install_when_gathered(turn: RunTurn) -> None:
     state = turn.state
     if any(device not in state.members for device in state.devices):
@@ -138,30 +174,22 @@ def _install_when_gathered(turn: RunTurn) -> None:
     epoch = state.epoch + 1
     turn.set(epoch=epoch)
     turn.journal(records.Epoch(epoch=epoch))
-    decision = records.Decision(epoch=epoch, base=state.base, plan=start.plan, steps=start.steps)
-    turn.journal(decision)
-    addresses: dict[str, str] = {
-        device: state.members[device].hello.address for device in state.devices
-    }
-    for index, stage in enumerate(start.plan.stages):
-        install = msg.Install(
-            **turn.of_epoch,
-            term=state.term,
-            base=state.base,
-            plan=start.plan,
-            stage=index,
-            ops=start.schedule.ops[index],
-            addresses=addresses,
-            ties=start.ties,
-            on_nonfinite=start.on_nonfinite,
-            evaluation=start.evaluation,
-            heartbeat_s=start.heartbeat_s,
+    if state.recovery is not None:
+        # Whoever is here by now is a member: with a stage, as a holder, or as a spare (R9).
+        turn.set(
+            crew=tuple(DeviceId(device) for device in sorted(state.members)),
+            bases=(*state.bases, Base(epoch=epoch, base=state.base)),
         )
-        slot = Slot(kind="install", step=state.base, layer=stage.first_layer)
-        turn.do(ev.SendMessage(to=stage.device, message=install, lane="bulk", attach=(slot,)))
-    why = "set for loading and compiling"
-    wait = turn.wait_for("Ready", state.devices, start.deadlines.ready_s, why)
-    turn.enter(Phase.INSTALLING, wait)
+    decision = records.Decision(
+        epoch=epoch,
+        base=state.base,
+        plan=start.plan,
+        steps=start.steps,
+        crew=turn.state.crew,
+        holders=state.holders,
+    )
+    turn.journal(decision)
+    send_installs(turn)
 
 
 def _on_ready(turn: RunTurn, sender: str, message: msg.Ready) -> None:
@@ -171,8 +199,8 @@ def _on_ready(turn: RunTurn, sender: str, message: msg.Ready) -> None:
     if state.wait is not None:
         left = tuple(device for device in state.wait.devices if device != sender)
         turn.set(wait=replace(state.wait, devices=left))
-    if all(turn.state.members[device].is_ready for device in state.devices):
-        if state.started.measure_repeats:
+    if all(turn.state.members[device].is_ready for device in state.party):
+        if state.started.measure_repeats and state.decided is None:
             _measure_next(turn)
         else:
             _resume(turn)
@@ -207,13 +235,9 @@ def _on_measured(turn: RunTurn, sender: str, message: msg.Measured) -> None:
 
 
 def _resume(turn: RunTurn) -> None:
+    resume(turn)
     state = turn.state
-    turn.journal(records.Resumed(epoch=state.epoch))
-    for device in state.devices:
-        turn.set_member(device, heard_s=turn.now_s, gaps=())
-        turn.send(device, msg.Resume(**turn.of_epoch, steps=state.started.steps))
-    turn.enter(Phase.RUNNING, step_wait(turn.state, turn.now_s))
-    if state.stop_reason is not None:
+    if state.stop_reason is not None and state.phase is Phase.RUNNING:
         _ask_stop(turn)
 
 
@@ -235,8 +259,9 @@ def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
         times = (*times, step_s)[-WINDOW:]
     turn.set(committed=message.step + 1, done_s=turn.now_s, step_times=times)
     of_step = {"verdict": message.verdict, "step_s": step_s, "has_evaluated": has_evaluated}
-    _file(turn, message.step, **of_step)
+    file_step(turn, message.step, **of_step)
     note_evaluate_mark(turn, message)
+    note_wave_mark(turn, message)
     turn.set(wait=step_wait(turn.state, turn.now_s))
     if Mark.SNAPSHOT in message.marks:
         turn.set(wave_open=True, wave_version=message.step + 1)
@@ -249,6 +274,7 @@ def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
         turn.enter(Phase.STOPPING, wait)
     else:
         _ask_snapshot_when_due(turn)
+        ask_wave_when_due(turn)
     end_when_safe(turn)
 
 
@@ -256,33 +282,8 @@ def _on_loss(turn: RunTurn, sender: str, message: msg.Loss) -> None:
     state = turn.state
     if sender != state.devices[-1]:
         raise ProtocolError(f"Loss from {sender}; the last stage is {state.devices[-1]}")
-    _file(turn, message.step, values=message.values)
+    file_step(turn, message.step, values=message.values)
     end_when_safe(turn)
-
-
-def _file(turn: RunTurn, step: int, **known: Any) -> None:
-    """Notes what came of a step; shows, in order, each step that is Done and has its values."""
-    if step < turn.state.shown:
-        return
-    pending = {entry.step: entry for entry in turn.state.pending}
-    pending[step] = replace(pending.get(step, PendingStep(step=step)), **known)
-    shown = turn.state.shown
-    last = turn.state.last_shown
-    while (entry := pending.get(shown)) and entry.verdict and entry.values is not None:
-        last = pending.pop(shown)
-        record = records.StepCommitted(step=shown, verdict=entry.verdict, values=entry.values)
-        turn.journal(record, sync=False)
-        news = ev.StepShown(
-            step=shown,
-            verdict=entry.verdict,
-            values=entry.values,
-            step_s=entry.step_s,
-            has_evaluated=entry.has_evaluated,
-        )
-        turn.do(ev.Announce(news=news))
-        shown += 1
-    left = tuple(pending[step] for step in sorted(pending))
-    turn.set(shown=shown, pending=left, last_shown=last)
 
 
 def _ask_snapshot_when_due(turn: RunTurn) -> None:
@@ -301,8 +302,10 @@ def _ask_snapshot_when_due(turn: RunTurn) -> None:
 def _on_stage_state(turn: RunTurn, sender: str, message: msg.StageState) -> None:
     state = turn.state
     _expect_phase(state, sender, message, Phase.RUNNING, Phase.STOPPING, Phase.FINISHING)
-    stage = state.started.plan.stage_of(sender)
-    layers = None if stage is None else state.started.plan.stages[stage]
+    stage = state.plan.stage_of(sender)
+    layers = None if stage is None else state.plan.stages[stage]
+    if state.recovery is not None and message.version == state.checkpoint:
+        return  # safe before the loss that made it come again
     if (
         stage is None
         or layers is None
@@ -329,7 +332,7 @@ def _write_next(turn: RunTurn) -> None:
     for version in sorted({shard.version for shard in state.shards}):
         here = [shard for shard in state.shards if shard.version == version]
         if len(here) == len(state.devices):
-            turn.set(writing=version)
+            turn.set(writing=version, writing_tag=state.epoch)
             is_final = all(shard.is_final for shard in here)
             hold = holds(state, version)
             turn.do(ev.WriteCheckpoint(version=version, is_final=is_final, hold=hold))
@@ -342,9 +345,11 @@ def _on_checkpoint_written(turn: RunTurn, event: ev.CheckpointWritten) -> None:
         return
     if event.version != state.writing:
         raise ProtocolError(f"the body wrote version {event.version}, asked: {state.writing}")
-    turn.journal(records.Wave(epoch=state.epoch, version=event.version))
+    turn.journal(records.Wave(epoch=state.writing_tag, version=event.version))
     turn.set(
         checkpoint=event.version,
+        checkpoint_tag=state.writing_tag,
+        durable=max(event.version, state.durable),
         wave_open=False,
         writing=None,
         shards=tuple(shard for shard in state.shards if shard.version > event.version),
@@ -354,6 +359,8 @@ def _on_checkpoint_written(turn: RunTurn, event: ev.CheckpointWritten) -> None:
     _write_next(turn)
     if state.phase is Phase.RUNNING:
         _ask_snapshot_when_due(turn)
+    elif state.phase is Phase.FENCING:
+        decide_when_heard(turn)
     end_when_safe(turn)
 
 
@@ -362,22 +369,29 @@ def _on_checkpoint_written(turn: RunTurn, event: ev.CheckpointWritten) -> None:
 
 def _on_member_lost(turn: RunTurn, event: ev.MemberLost) -> None:
     state = turn.state
-    members = {name: info for name, info in state.members.items() if name != event.device}
-    turn.set(members=members)
-    if state.is_over or state.start is None or event.device not in state.devices:
+    is_here = event.device in state.members
+    if state.is_over or state.start is None or event.device not in state.party:
+        turn.forget_member(event.device)
         return
-    if state.phase is Phase.GATHERING and event.device not in state.members:
+    if state.phase in (Phase.GATHERING, Phase.ATTACHING) and not is_here:
         return  # not yet here: it has until the deadline
-    stage = state.started.plan.stage_of(event.device)
+    if state.phase is Phase.ATTACHING:
+        turn.forget_member(event.device)
+        return
+    stage = state.plan.stage_of(event.device)
     if is_closing(state) and is_through(state, stage):
+        turn.forget_member(event.device)
         return  # its part of the last wave is here
-    halt_lost(turn, event.device, event.reason)
+    if state.recovery is not None and not is_here:
+        return  # lost before, for another reason
+    turn.forget_member(event.device)
+    lose(turn, event.device, event.reason)
 
 
 def _on_suspect(turn: RunTurn, sender: str, message: msg.Suspect) -> None:
     """Waits a moment: who is accused may have said why it goes, on its own channel."""
     state = turn.state
-    if message.device not in state.devices:
+    if message.device not in state.party:
         raise ProtocolError(f"{sender} suspects {message.device}, which is not in the plan")
     if any(entry.device == message.device for entry in state.suspicions):
         return
@@ -448,13 +462,22 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
         return  # of a run that is over there; a member that matters will miss a deadline
     if state.is_over or state.start is None:
         return
-    if message.run != state.run and sender not in state.devices:
+    if message.run != state.run and sender not in state.party:
         return  # left over from a run before, of a device that this plan leaves out
+    if isinstance(message, msg.Attached):
+        on_attached(turn, sender, message)
+        return
     handler = _ON_MESSAGE.get(type(message))
-    if handler is None or sender not in state.devices or sender not in state.members:
+    is_member = sender in state.party and sender in state.members
+    if not is_member and state.recovery is not None and message.run == state.run:
+        # R8: lost, whatever it says; it stops, and joins as a newcomer.
+        reply = msg.StaleEpoch(run=message.run, epoch=message.epoch, active=state.epoch)
+        turn.send(sender, reply)
+        return
+    if handler is None or not is_member:
         text = f"{type(message).__name__} from {sender}, which may not send it"
         fault = Fault(kind="ProtocolError", text=text)
-        is_stranger = sender not in state.devices
+        is_stranger = sender not in state.party
         turn.do(ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger))
         return
     if message.run != state.run or message.epoch < state.epoch:  # R7
@@ -496,6 +519,9 @@ _ON_MESSAGE: dict[type, Callable[[RunTurn, str, Any], None]] = {
     msg.Heartbeat: _on_heartbeat,
     msg.Suspect: _on_suspect,
     msg.Error: _on_error,
+    msg.Report: on_report,
+    msg.VerdictMade: on_verdict_made,
+    msg.Stored: on_stored,
 }
 _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
@@ -507,4 +533,5 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.BodyFailed: _on_body_failed,
     ev.Interrupt: _on_interrupt,
     ev.Tick: on_tick,
+    ev.OwnersChosen: on_owners_chosen,
 }

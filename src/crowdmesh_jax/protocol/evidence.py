@@ -158,14 +158,13 @@ class Trusted:
 
     @property
     def verdicts(self) -> dict[int, Verdict]:
-        """Step -> verdict, from whoever knows it: a stage, or a copy's manifest."""
-        known: dict[int, Verdict] = {}
-        for evidence in self.evidence.values():
-            for copy in evidence.copies:
-                if copy.verdict is not None:
-                    known[copy.version - 1] = copy.verdict
-            known.update({entry.step: entry.verdict for entry in evidence.verdicts})
-        return known
+        """Step -> verdict, from stages that know it. (One that only a copy's manifest knows is
+        told by whoever restores that copy.)"""
+        return {
+            entry.step: entry.verdict
+            for evidence in self.evidence.values()
+            for entry in evidence.verdicts
+        }
 
 
 def _valid_part(past: Past, evidence: Evidence) -> Evidence:
