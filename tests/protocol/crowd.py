@@ -136,18 +136,19 @@ class Crowd:
         key = sender, to, lane
         self.last_s[key] = max(self.now_s + self.delay(), self.last_s.get(key, 0.0))
         wire = json.dumps(message_to_plain(message))
-        source = self.members.get(sender)
-        life = source.life if source else self.hub.life
+        lives = self.life_of(sender), self.life_of(to)
 
         def arrive() -> None:
             target = self.hub if to == HUB else self.members[to]
-            now = self.members[sender].life if source else self.hub.life
-            if life != now:
-                return  # its process ended, and its channels with it
+            if lives != (self.life_of(sender), self.life_of(to)):
+                return  # a process ended, and its channels with it
             received = message_from_plain(json.loads(wire))
             target.on(me.MessageReceived(sender=sender, message=received), arrays)
 
         self.after(self.last_s[key] - self.now_s, arrive)
+
+    def life_of(self, name: str) -> int:
+        return self.hub.life if name == HUB else self.members[name].life
 
     def say_hello(self, name: str) -> None:
         body = self.members[name]
@@ -237,9 +238,7 @@ class Hub:
         self.journal: list[dict[str, Any]] = []
         self.records: list[Any] = []
         """The journal, read back."""
-        self.disk: dict[int, dict[int, Any]] = {
-            0: dict(enumerate(crowd.reference.state(0, 0)))
-        }
+        self.disk: dict[int, dict[int, Any]] = {0: dict(enumerate(crowd.reference.state(0, 0)))}
         self.shown: dict[int, float] = {}
         self.news: list[Any] = []
         self.fault: Fault | None = None
@@ -249,6 +248,8 @@ class Hub:
         self.done = 0
         """Steps shown to the user (I8)."""
         self.durable = 0
+        self.ledger_lives: dict[str, int] = {}
+        """Which process of each device has the copies of the last wave."""
         self.decisions: list[records.Decision] = []
         self.start_anew()
 
@@ -325,7 +326,7 @@ class Hub:
                         if slot.step == version:
                             found |= self.slots.pop(slot)
                     assert len(found) == crowd.plan.num_layers
-                    self.disk = {version: found}
+                    self.disk[version] = found  # the older one stays until the record is there
                     self.on(ce.CheckpointWritten(version=version))
 
                 crowd.after(crowd.delay(), write)
@@ -403,8 +404,11 @@ class Hub:
         elif isinstance(record, records.Wave):
             assert record.version >= self.durable, "I7: durable never goes back"
             self.durable = record.version
-            if record.ledger:
+            if not record.ledger:
+                self.disk = {v: state for v, state in self.disk.items() if v >= record.version}
+            else:
                 self.check_wave(record)
+                self.ledger_lives = {n: body.life for n, body in crowd.members.items()}
 
     def head(self, epoch: int) -> int:
         """Highest valid version of a stage that reported."""
@@ -442,5 +446,7 @@ class Hub:
             return
         waves = [r for r in self.records if isinstance(r, records.Wave)]
         if not waves or not waves[-1].ledger:
-            raise AssertionError("I9: the disk has the durable version")
-        assert any(not set(e.devices) & set(here) for e in waves[-1].ledger), "I9"
+            raise AssertionError(f"I9: on disk, {self.state.why_waiting}")
+        kept = {n for n in here if crowd.members[n].life == self.ledger_lives.get(n)}
+        gone = any(not set(entry.devices) & kept for entry in waves[-1].ledger)
+        assert gone, f"I9: {self.state.why_waiting}, {waves[-1]}"

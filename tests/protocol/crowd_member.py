@@ -8,7 +8,6 @@ from typing import Any
 from crowdmesh_jax.core.schedule import OpKind
 from crowdmesh_jax.protocol import MemberState, Slot, member, messages
 from crowdmesh_jax.protocol import member_events as me
-
 from crowdmesh_jax.protocol.recovery_messages import Manifest
 
 from . import toy

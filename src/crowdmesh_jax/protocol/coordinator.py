@@ -43,7 +43,13 @@ from .coordinator_recovery import (
     open_epoch,
     resume,
 )
-from .coordinator_restart import on_attached, on_hello_attaching, on_restart
+from .coordinator_restart import (
+    on_attached,
+    on_hello_attaching,
+    on_lost_attaching,
+    on_message_attaching,
+    on_restart,
+)
 from .coordinator_state import (
     WINDOW,
     CoordinatorState,
@@ -158,7 +164,8 @@ def _on_hello_midway(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
     says Hello started anew: what it had is gone."""
     state = turn.state
     had_part = sender in state.members and sender in state.party
-    members = {**state.members, sender: MemberInfo(hello=hello, heard_s=turn.now_s)}
+    info = MemberInfo(hello=hello, heard_s=turn.now_s, is_newcomer=True)
+    members = {**state.members, sender: info}
     turn.set(members=members)
     if state.phase is Phase.WAITING:
         open_epoch(turn, (), f"{sender} came while the run waited: {state.why_waiting}")
@@ -376,7 +383,7 @@ def _on_member_lost(turn: RunTurn, event: ev.MemberLost) -> None:
     if state.phase in (Phase.GATHERING, Phase.ATTACHING) and not is_here:
         return  # not yet here: it has until the deadline
     if state.phase is Phase.ATTACHING:
-        turn.forget_member(event.device)
+        on_lost_attaching(turn, event.device)
         return
     stage = state.plan.stage_of(event.device)
     if is_closing(state) and is_through(state, stage):
@@ -488,6 +495,9 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
         what = type(message).__name__
         raise ProtocolError(f"{what} from {sender} of epoch {message.epoch}, not yet opened")
     _hear(turn, sender)
+    if state.phase is Phase.ATTACHING:
+        on_message_attaching(turn, sender, message)
+        return
     handler(turn, sender, message)
 
 

@@ -21,7 +21,7 @@ def send_installs(turn: RunTurn) -> None:
     }
     decided, terms = state.decided, state.recovery
     for device in state.party:
-        turn.set_member(device, is_ready=False, heartbeat=None)
+        turn.set_member(device, is_ready=False, is_newcomer=False, heartbeat=None)
     for index, stage in enumerate(plan.stages):
         action = decided.actions[index] if decided is not None else None
         install = msg.Install(

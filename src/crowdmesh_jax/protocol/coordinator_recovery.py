@@ -32,11 +32,15 @@ from .judgement import Judgement, weigh
 def lose(turn: RunTurn, device: str, reason: str) -> None:
     """A device of the run is gone, or is held to be."""
     state = turn.state
-    if state.recovery is None or state.phase is Phase.GATHERING:
+    if state.recovery is None:
         halt_lost(turn, device, reason)
         return
     turn.forget_member(device)
-    if state.phase is Phase.WAITING:
+    if state.phase is Phase.GATHERING:
+        if state.wait is not None and device in state.devices:
+            devices = (*state.wait.devices, DeviceId(device))
+            turn.set(wait=replace(state.wait, devices=devices))
+    elif state.phase is Phase.WAITING:
         reports = {name: said for name, said in state.reports.items() if name != device}
         turn.set(reports=reports)
     elif state.phase is Phase.FENCING:
@@ -157,7 +161,19 @@ def judge(state: CoordinatorState) -> Judgement:
         ties=start.ties,
         layer_names=start.layer_names,
     )
-    return weigh(past, {**state.reports, state.device: Evidence(copies=(disk,))})
+    # A complaint about a process that is no more says nothing of the one that took its place.
+    heard = {
+        device: replace(
+            said,
+            cannot_hear=tuple(
+                peer
+                for peer in said.cannot_hear
+                if peer in state.members and not state.members[peer].is_newcomer
+            ),
+        )
+        for device, said in state.reports.items()
+    }
+    return weigh(past, {**heard, state.device: Evidence(copies=(disk,))})
 
 
 def wait_for_return(turn: RunTurn, impossible: Halt) -> None:
@@ -214,7 +230,6 @@ def on_owners_chosen(turn: RunTurn, event: ev.OwnersChosen) -> None:
         base=decision.base,
     )
     send_installs(turn)
-    end_when_safe(turn)
 
 
 def _take_decision(turn: RunTurn, decision: Decision, judgement: Judgement) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ..core.crowd import DeviceId
 from ..core.schedule import schedule_for
 from ..errors import ProtocolError
 from . import coordinator_events as ev
@@ -26,6 +27,7 @@ from .coordinator_state import (
 )
 from .coordinator_steps import file_step
 from .coordinator_turn import RunTurn
+from .coordinator_waves import on_stored
 from .evidence import Base
 
 
@@ -126,6 +128,32 @@ def on_hello_attaching(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
     members = {**state.members, sender: MemberInfo(hello=hello, heard_s=turn.now_s)}
     turn.set(members=members)
     turn.send(sender, msg.Attach(run=state.run, term=state.term))
+
+
+def on_lost_attaching(turn: RunTurn, device: str) -> None:
+    """Its channel ended again; it has until the deadline."""
+    turn.forget_member(device)
+    state = turn.state
+    attached = {name: said for name, said in state.attached.items() if name != device}
+    wait = state.wait
+    if wait is not None and device not in wait.devices:
+        wait = replace(wait, devices=(*wait.devices, DeviceId(device)))
+    turn.set(attached=attached, wait=wait)
+
+
+def on_message_attaching(turn: RunTurn, sender: str, message: msg.Message) -> None:
+    """Members train on while the others attach: what they say of it is noted, no more."""
+    state = turn.state
+    if isinstance(message, msg.Stored):
+        on_stored(turn, sender, message)
+    elif isinstance(message, msg.Loss):
+        file_step(turn, message.step, values=message.values)
+    elif isinstance(message, msg.Done):
+        file_step(turn, message.step, verdict=message.verdict)
+        said = state.attached.get(sender)
+        if said is not None:  # later than its answer to Attach, on the same channel
+            later = replace(said, step=max(said.step, message.step + 1))
+            turn.set(attached={**state.attached, sender: later})
 
 
 def on_attached(turn: RunTurn, sender: str, message: msg.Attached) -> None:

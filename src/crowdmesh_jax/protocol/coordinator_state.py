@@ -51,6 +51,8 @@ class MemberInfo:
 
     hello: msg.Hello
     is_ready: bool = False
+    is_newcomer: bool = False
+    """Said Hello in the middle of the run and had no part in an epoch since."""
     seconds: Mapping[str, float] | None = None
     """Measured alone, per program."""
     heard_s: float = 0.0

@@ -33,7 +33,7 @@ from .member_copies import (
     on_fetch,
     on_seal,
 )
-from .member_fence import on_attach, on_fence, on_frozen, on_told_stale
+from .member_fence import on_attach, on_fence, on_frozen, on_told_stale, report
 from .member_install import (
     on_caught_up,
     on_copy_fetched,
@@ -50,6 +50,8 @@ from .member_turn import MemberTurn, expect_phase, reject
 
 __all__ = ["DeviceId", "MemberState", "Result", "handle"]
 
+REPORT_AGAIN_S = 2.0
+"""A fenced member says its report again: who was given up meanwhile is told so (R8)."""
 Result = tuple[MemberState, tuple[ev.MemberAction, ...]]
 
 
@@ -215,6 +217,11 @@ def _on_body_failed(turn: MemberTurn, event: ev.BodyFailed) -> None:
 def _on_tick(turn: MemberTurn, event: ev.Tick) -> None:
     state = turn.state
     grant = state.install or state.enlisted
+    if state.phase is Phase.FENCED and state.is_frozen:
+        if turn.now_s - state.heartbeat_s >= REPORT_AGAIN_S:
+            turn.set(heartbeat_s=turn.now_s)
+            report(turn)
+        return
     if state.phase in (Phase.IDLE, Phase.FAILED, Phase.FENCED) or grant is None:
         return
     if turn.now_s - state.heartbeat_s < grant.heartbeat_s:

@@ -132,7 +132,8 @@ def on_copy_sealed(turn: MemberTurn, event: ev.CopySealed) -> bool:
     )  # fmt: skip
     wanted = any(s.copy.name == copy.name for s in state.fetching)
     if not is_current or not event.is_whole or (copy.version < state.floor and not wanted):
-        turn.do(ev.DropCopies(copies=(copy,)))
+        if all(have.name != copy.name for have in state.copies):
+            turn.do(ev.DropCopies(copies=(copy,)))
         if wanted and is_current:
             raise ProtocolError(f"the copy {copy.name} came damaged from its source")
         return False
@@ -183,7 +184,6 @@ def on_discard(turn: MemberTurn, message: msg.Discard) -> None:
     turn.set(
         floor=version,
         copies=tuple(copy for copy in state.copies if copy.version >= version),
-        verdicts=tuple(entry for entry in state.verdicts if entry.step >= version - 1),
         losses=tuple(entry for entry in state.losses if entry.step >= version - 1),
     )
     if old:

@@ -32,7 +32,7 @@ def on_fence(turn: MemberTurn, message: msg.Fence) -> None:
     turn.set(term=message.term, fence=message.epoch)
     if state.phase is Phase.FENCED:
         if state.is_frozen:
-            _report(turn)
+            report(turn)
         return
     turn.set(phase=Phase.FENCED, is_frozen=False, fetching=(), log_asks=())
     turn.do(ev.Freeze())
@@ -46,13 +46,14 @@ def on_frozen(turn: MemberTurn, event: ev.Frozen) -> None:
     if state.is_leaving:
         _leave(turn)
     if turn.state.fence > turn.state.active:
-        _report(turn)
+        report(turn)
     else:
         turn.set(phase=Phase.IDLE)
         turn.do(ev.Rejoin())
 
 
-def _report(turn: MemberTurn) -> None:
+def report(turn: MemberTurn) -> None:
+    """What this member has, to the coordinator; nothing of it changes until Install."""
     state = turn.state
     evidence = make_evidence(state)
     report = msg.Report(run=state.run, epoch=state.fence, evidence=evidence)

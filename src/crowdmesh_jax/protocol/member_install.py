@@ -130,6 +130,7 @@ def _begin_epoch(turn: MemberTurn, message: msg.Install | msg.Enlist) -> None:
         waves_due=(),
         shards_due=(),
         reassigned=None,
+        deaf_to=(),
         marks_asked=(),
         ending=None,
         tied_due=(),

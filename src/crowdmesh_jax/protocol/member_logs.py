@@ -78,7 +78,11 @@ def log(
 
 def drop_logs(turn: MemberTurn, below: int) -> None:
     """Steps below `below` are not needed, or there is no room for them."""
-    turn.set(logs=tuple(entry for entry in turn.state.logs if entry.step >= below))
+    state = turn.state
+    turn.set(
+        logs=tuple(entry for entry in state.logs if entry.step >= below),
+        verdicts=tuple(entry for entry in state.verdicts if entry.step >= below - 1),
+    )
     turn.do(ev.DropLogs(step=below))
 
 

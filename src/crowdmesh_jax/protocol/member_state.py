@@ -135,7 +135,7 @@ class MemberState:
     """Versions whose snapshot goes to the coordinator's disk."""
     reassigned: msg.Assign | None = None
     deaf_to: tuple[DeviceId, ...] = ()
-    """Peers whose channel broke and that were not heard since."""
+    """Peers whose channel broke in this epoch and that were not heard since."""
     heartbeat_s: float = float("-inf")
     """When the last one was sent."""
     dropped: int = 0
