@@ -200,10 +200,9 @@ class Crowd:
     def crash_hub(self, *, after_actions: int = 0, down_s: float = 1.0) -> None:
         """The coordinator ends, perhaps in the middle of a list of actions; it starts again."""
         self.log.append(f"{self.now_s:.2f} crash hub")
-        self.hub.crash_after = after_actions
+        self.hub.crash_after, self.hub.down_s = after_actions, down_s
         if after_actions == 0:
             self.hub.crash()
-        self.after(down_s, self.hub.restart)
 
     # Invariants ---------------------------------------------------------------------------------
 
@@ -244,7 +243,7 @@ class Hub:
         self.fault: Fault | None = None
         self.completed: int | None = None
         self.crash_after: int | None = None
-        self.is_down = False
+        self.is_down, self.down_s = False, 1.0
         self.done = 0
         """Steps shown to the user (I8)."""
         self.durable = 0
@@ -265,6 +264,7 @@ class Hub:
         self.is_down = True
         self.crash_after = None
         self.life += 1
+        self.crowd.after(self.down_s, self.restart)
 
     def restart(self) -> None:
         if not self.is_down or self.is_over:
@@ -336,11 +336,9 @@ class Hub:
             case ce.ChooseOwners(need=need):
                 choice = choose_owners(need, copies=crowd.copies)
                 self.later(ce.OwnersChosen(epoch=need.epoch, choice=choice))
-            case ce.Announce(news=ce.StepShown(step=step, values=values)):
-                assert step not in self.shown or self.life, "shown once"
-                self.shown[step] = values["loss"]
-                self.done = max(self.done, step + 1)
             case ce.Announce(news=news):
+                if isinstance(news, ce.StepShown):
+                    assert news.step in self.shown, "I11"
                 self.news.append(news)
                 if isinstance(news, ce.Waiting):
                     self.check_waiting()
@@ -401,6 +399,10 @@ class Hub:
             self.done = min(self.done, record.base) if record.is_rollback else self.done
             self.decisions.append(record)
             assert set(self.state.reports) <= set(record.crew) or not self.state.reports, "I12"
+        elif isinstance(record, records.StepCommitted):
+            assert record.step not in self.shown, "shown once"
+            self.shown[record.step] = record.values["loss"]
+            self.done = max(self.done, record.step + 1)
         elif isinstance(record, records.Wave):
             assert record.version >= self.durable, "I7: durable never goes back"
             self.durable = record.version

@@ -162,6 +162,8 @@ def on_attached(turn: RunTurn, sender: str, message: msg.Attached) -> None:
         return
     attached = {**state.attached, sender: message}
     turn.set(attached=attached)
+    if message.epoch == 0 and sender in state.members:
+        turn.set_member(sender, is_newcomer=True)  # a new process: nothing of the old one is left
     missing = tuple(device for device in state.crew if device not in attached)
     if state.wait is not None:
         turn.set(wait=replace(state.wait, devices=missing))
@@ -185,9 +187,8 @@ def _go_on(turn: RunTurn) -> None:
     state = turn.state
     committed = state.attached[state.devices[0]].step
     for said in state.attached.values():
-        for entry in said.losses:
-            if entry.step < committed:
-                file_step(turn, entry.step, values=entry.values)
+        for entry in said.losses:  # of the step at work, too: it is not told again
+            file_step(turn, entry.step, values=entry.values)
         for verdict in said.verdicts:
             if verdict.step < committed:
                 file_step(turn, verdict.step, verdict=verdict.verdict)

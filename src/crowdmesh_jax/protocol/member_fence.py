@@ -29,12 +29,13 @@ def on_fence(turn: MemberTurn, message: msg.Fence) -> None:
     if message.term < state.term or message.epoch <= state.fence or state.phase is Phase.FAILED:
         turn.set(dropped=state.dropped + 1)
         return
-    turn.set(term=message.term, fence=message.epoch)
+    # What peers asked for in the epoch before is over with it.
+    turn.set(term=message.term, fence=message.epoch, fetching=(), log_asks=())
     if state.phase is Phase.FENCED:
         if state.is_frozen:
             report(turn)
         return
-    turn.set(phase=Phase.FENCED, is_frozen=False, fetching=(), log_asks=())
+    turn.set(phase=Phase.FENCED, is_frozen=False)
     turn.do(ev.Freeze())
 
 
@@ -96,7 +97,7 @@ def on_told_stale(turn: MemberTurn, sender: str, message: msg.StaleEpoch) -> Non
     is_late = sender == state.coordinator and message.epoch == state.fence > state.active
     if not is_passed and not is_late:
         return
-    if not state.recovers:
+    if not state.recovers and state.phase is not Phase.FENCED:
         error = StaleEpochError(
             f"{state.device} is of epoch {state.active}, its peers are in epoch {message.active}"
         )

@@ -86,7 +86,10 @@ def choose_owners(
             name = f"stage {index} (layers {stage.first_layer}-{stage.last_layer})"
             return OwnersChoice(
                 plan=None,
-                reason=f"no idle device can take {name}: {len(idle)} idle, {needs:g} bytes needed",
+                reason=(
+                    f"no idle device can take {name}: {len(idle)} idle, none with {needs:g} bytes"
+                    " free and links to its neighbours"
+                ),
             )
         span = (stage.first_layer, stage.last_layer)
 
