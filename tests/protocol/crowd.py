@@ -137,9 +137,13 @@ class Crowd:
         self.last_s[key] = max(self.now_s + self.delay(), self.last_s.get(key, 0.0))
         wire = json.dumps(message_to_plain(message))
         lives = self.life_of(sender), self.life_of(to)
+        if sender == HUB:  # its channel to a process stands from that one's Hello on
+            lives = lives[0], self.hub.connected.get(to, -1)
 
         def arrive() -> None:
             target = self.hub if to == HUB else self.members[to]
+            if isinstance(message, messages.Hello):
+                self.hub.connected[sender] = lives[0]
             if lives != (self.life_of(sender), self.life_of(to)):
                 return  # a process ended, and its channels with it
             received = message_from_plain(json.loads(wire))
@@ -255,6 +259,8 @@ class Hub:
     def start_anew(self) -> None:
         self.state = CoordinatorState(device=HUB, run="r1")  # type: ignore[arg-type]
         self.slots: dict[Any, Any] = {}
+        self.connected: dict[str, int] = {}
+        """Which process of each device has said Hello."""
 
     @property
     def is_over(self) -> bool:
@@ -270,6 +276,13 @@ class Hub:
         if not self.is_down or self.is_over:
             return
         self.is_down = False
+        last = self.records[-1] if self.records else None
+        if isinstance(last, records.Halted):
+            self.fault = last.fault
+            return
+        if isinstance(last, records.Finish):
+            self.completed = last.version
+            return
         if not any(plain["kind"] == "Decision" for plain in self.journal):
             self.journal.clear()  # nothing was promised yet
             self.records.clear()
@@ -404,11 +417,12 @@ class Hub:
             self.shown[record.step] = record.values["loss"]
             self.done = max(self.done, record.step + 1)
         elif isinstance(record, records.Wave):
-            assert record.version >= self.durable, "I7: durable never goes back"
-            self.durable = record.version
             if not record.ledger:
+                self.durable = max(self.durable, record.version)
                 self.disk = {v: state for v, state in self.disk.items() if v >= record.version}
             else:
+                assert record.version > self.durable, "I7: durable never goes back"
+                self.durable = record.version
                 self.check_wave(record)
                 self.ledger_lives = {n: body.life for n, body in crowd.members.items()}
 

@@ -158,11 +158,12 @@ def on_message_attaching(turn: RunTurn, sender: str, message: msg.Message) -> No
 
 def on_attached(turn: RunTurn, sender: str, message: msg.Attached) -> None:
     state = turn.state
-    if state.phase is not Phase.ATTACHING or message.term != state.term:
+    is_here = sender in state.members  # it said Hello, and its channel stands
+    if state.phase is not Phase.ATTACHING or message.term != state.term or not is_here:
         return
     attached = {**state.attached, sender: message}
     turn.set(attached=attached)
-    if message.epoch == 0 and sender in state.members:
+    if message.epoch == 0:
         turn.set_member(sender, is_newcomer=True)  # a new process: nothing of the old one is left
     missing = tuple(device for device in state.crew if device not in attached)
     if state.wait is not None:
