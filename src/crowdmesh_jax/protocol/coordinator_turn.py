@@ -12,6 +12,7 @@ from ..core.crowd import DeviceId
 from ..errors import (
     AgentLostError,
     NonFiniteLossError,
+    ProtocolError,
 )
 from . import coordinator_events as ev
 from . import messages as msg
@@ -173,3 +174,11 @@ def halt(turn: RunTurn, fault: Fault) -> None:
 
 def halt_lost(turn: RunTurn, device: str, reason: str) -> None:
     halt(turn, Fault.of(AgentLostError(lost_text(turn.state, device, reason))))
+
+
+def expect_phase(
+    state: CoordinatorState, sender: str, message: msg.Message, *phases: Phase
+) -> None:
+    if state.phase not in phases:
+        what = type(message).__name__
+        raise ProtocolError(f"{what} from {sender} while {state.phase.value}")
