@@ -63,13 +63,13 @@ class Chaos:
         if self.crowd.members[name].is_dead and not self.crowd.hub.is_over:
             self.crowd.restart(name)
 
-    def run(self) -> str:
+    def run(self, *, events: int = 60_000) -> str:
         """How it ended: "done", or "halted" with nothing left to go on from.
 
         Raises:
             AssertionError: A broken invariant, or any other end.
         """
-        crowd = self.crowd.run()
+        crowd = self.crowd.run(events=events)
         if crowd.hub.fault is not None:
             fault = crowd.hub.fault
             if fault.kind == "LaunchError":

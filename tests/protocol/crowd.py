@@ -220,6 +220,19 @@ class Crowd:
         for epoch, found in versions.items():
             assert max(found) - min(found) <= 1, f"I2: epoch {epoch} runs at versions {found}"
 
+    def check_commit(self, body: CrowdMember, step: int) -> None:
+        """T1: whoever applies a step, every other stage of the epoch has all of its gradient."""
+        epoch = body.state.active
+        if body.state.phase.value != "run":
+            return
+        for other in self.members.values():
+            state = other.state
+            runs = state.install is not None and state.phase.value == "run"
+            if other.is_dead or not runs or state.active != epoch:
+                continue
+            is_full = len(other.counted) == self.plan.microbatches and other.version == step
+            assert other.version > step or is_full, f"T1: {body.name} applies {step} too early"
+
     def check_grant(self, epoch: int, layers: range, name: str) -> None:
         for layer in layers:
             owner = self.granted.setdefault((epoch, layer), name)

@@ -251,6 +251,7 @@ class CrowdMember:
                 count = self.crowd.plan.microbatches
                 assert step == self.version, "I3: once per version"
                 assert self.counted == list(range(count)), "I3: M gradients, in order"
+                self.crowd.check_commit(self, step)
                 verdict = self.slots[verdict_slot(step)]
                 self.layers = {
                     layer: toy.update(state, self.gradients[layer], self.work[layer], verdict)
