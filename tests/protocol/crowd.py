@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from crowdmesh_jax.core import schedule_for
 from crowdmesh_jax.core.plan import PipelinePlan
-from crowdmesh_jax.core.schedule import schedule_for
 from crowdmesh_jax.protocol import (
     CoordinatorState,
     Fault,
@@ -396,8 +396,8 @@ class Hub:
         elif action.attach:
             arrays = tuple(self.slots[slot] for slot in action.attach)
         if isinstance(message, (messages.Install, messages.Enlist)):
-            lost = [r.lost for r in self.records if isinstance(r, records.Epoch)][-1]
-            assert action.to not in lost or action.to in self.state.reports, "I12"
+            lost = [r.lost for r in self.records if isinstance(r, records.Epoch)]
+            assert not lost or action.to not in lost[-1] or action.to in self.state.reports, "I12"
         crowd.send(HUB, action.to, message, action.lane, arrays)
 
     def install_arrays(self, message: messages.Install) -> Any:

@@ -15,6 +15,7 @@ import pytest
 
 from crowdmesh_jax.protocol import (
     coordinator_turn,
+    coordinator_watch,
     coordinator_waves,
     member,
     member_copies,
@@ -64,6 +65,35 @@ def done_said_and_commit_not_heard(count: int = 20) -> Iterator[Callable[[], Any
 
     for seed in range(count):
         yield lambda seed=seed: run(seed)
+
+
+SHORT_LOGS = {"wave_every": 3, "log_steps": 1}
+"""So that losses mean rollback: what copies alone must bear."""
+
+
+def lost_while(
+    holds: Callable[[Crowd], bool], *victims: str, count: int = 12
+) -> Iterator[Callable[[], Any]]:
+    """Devices that are lost at a certain moment of a run whose logs do not reach far."""
+
+    def run(seed: int) -> None:
+        crowd = Crowd(seed=seed, steps=12, spares=2, terms=SHORT_LOGS)
+        crowd.run(until=lambda: crowd.hub.durable > 0 and holds(crowd), events=5000)
+        for victim in victims:
+            crowd.kill(victim)
+        crowd.run(events=8000)
+        assert crowd.hub.completed == 12, crowd.hub.fault
+
+    for seed in range(count):
+        yield lambda seed=seed: run(seed)
+
+
+def a_wave_is_half_done(crowd: Crowd) -> bool:
+    return len(crowd.hub.state.acks) >= 3
+
+
+def the_head_is_ahead(crowd: Crowd) -> bool:
+    return crowd.hub.state.committed >= crowd.hub.durable + 2 and not crowd.hub.state.acks
 
 
 # The patches ------------------------------------------------------------------------------------
@@ -235,9 +265,6 @@ RULES: list[tuple[Patch, dict[str, Any]]] = [
     (r11_a_snapshot_is_the_live_state, {"kinds": ("kill",)}),
     (r12_a_copy_counts_with_its_first_chunk, {"kinds": ("kill",)}),
     (r13_a_wave_is_complete_with_its_owners, {"kinds": ("kill",)}),
-    (r14_one_version_is_enough, {"kinds": ("kill",), "terms": {"wave_every": 1}}),
-    (r15_the_owner_keeps_no_snapshot, {"kinds": ("kill",)}),
-    (s7_the_copy_that_a_replay_started_from_is_thrown_away, {"kinds": ("kill",), "count": 80}),
     *((i11_is_broken_for(cls), {"kinds": ("kill",)}) for cls in (
         records.Epoch, records.Decision, records.Resumed, records.Wave,
     )),
@@ -248,6 +275,60 @@ RULES: list[tuple[Patch, dict[str, Any]]] = [
 def test_a_rule_that_is_left_out_is_noticed(monkeypatch, patch, how):
     patch(monkeypatch)
     assert goes_red(chaos(**how)), patch.__name__
+
+
+def test_keeping_one_version_is_noticed(monkeypatch):
+    """R14: two holders are one wave apart when a device is lost."""
+    assert not goes_red(lost_while(a_wave_is_half_done, "d1", count=4))
+    r14_one_version_is_enough(monkeypatch)
+    assert goes_red(lost_while(a_wave_is_half_done, "d1"))
+
+
+def test_an_owner_without_its_own_snapshot_is_noticed(monkeypatch):
+    """R15: the device lost was the holder of others' copies."""
+    assert not goes_red(lost_while(the_head_is_ahead, "d1", "s0", count=4))
+    r15_the_owner_keeps_no_snapshot(monkeypatch)
+    assert goes_red(lost_while(the_head_is_ahead, "d1", "s0"))
+
+
+def lost_again_before_a_wave(count: int = 12) -> Iterator[Callable[[], Any]]:
+    """d1 is replayed from its durable copy, no wave completes, then d2 is lost: its logs do not
+    reach, and all must go back to the durable version once more."""
+
+    def run(seed: int) -> None:
+        terms = {"wave_every": 3, "log_steps": 3}
+        crowd = Crowd(seed=seed, steps=14, spares=3, terms=terms)
+        hub = crowd.hub
+        crowd.run(until=lambda: hub.durable > 0 and hub.state.committed >= hub.durable + 2)
+        crowd.kill("d1")
+        crowd.run(
+            until=lambda: (
+                hub.state.epoch == 2
+                and hub.state.was_resumed
+                and hub.state.committed >= hub.durable + 5
+            ),
+            events=8000,
+        )
+        crowd.kill("d2")
+        crowd.run(events=20000)
+        assert hub.completed == 14, hub.fault
+
+    for seed in range(count):
+        yield lambda seed=seed: run(seed)
+
+
+def test_a_replay_that_throws_its_copy_away_is_noticed(monkeypatch):
+    real = coordinator_waves.missing_acks
+    monkeypatch.setattr(
+        coordinator_waves,
+        "missing_acks",
+        lambda state, version: {None} if state.epoch > 1 else real(state, version),
+    )
+    monkeypatch.setattr(coordinator_waves, "give_up_late_wave", lambda turn: None)
+    monkeypatch.setattr(coordinator_watch, "give_up_late_wave", lambda turn: None)
+    assert not goes_red(lost_again_before_a_wave(4))
+    s7_the_copy_that_a_replay_started_from_is_thrown_away(monkeypatch)
+    assert goes_red(lost_again_before_a_wave())
 
 
 def test_full_gradients_dropped_at_the_fence_are_noticed(monkeypatch):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..core.builders import schedule_for
 from ..core.crowd import DeviceId
-from ..core.schedule import schedule_for
 from ..errors import AgentLostError, ProtocolError
 from . import coordinator_events as ev
 from . import messages as msg

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ..core.builders import schedule_for
 from ..core.crowd import DeviceId
-from ..core.schedule import schedule_for
 from ..errors import ProtocolError
 from . import coordinator_events as ev
 from . import messages as msg
