@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from crowdmesh_jax.protocol import MemberState, member, member_copies, member_install, messages
+from crowdmesh_jax.protocol import (
+    Mark,
+    MemberState,
+    Tie,
+    member,
+    member_copies,
+    member_install,
+    messages,
+)
 from crowdmesh_jax.protocol import member_events as me
 from crowdmesh_jax.protocol.evidence import Copy, Evidence, LogSpan
 from crowdmesh_jax.protocol.member_fence import make_evidence
@@ -286,3 +294,45 @@ def test_own_snapshots_become_copies_and_are_said_and_sent():
     at = kinds.index(me.KeepCopy)
     assert kinds[at : at + 3] == [me.KeepCopy, messages.Stored, me.SendCopy]
     assert member_copies.holders_of(body.state, seen[at].copy) == (seen[at + 2].to,)
+
+
+@pytest.mark.parametrize("name", ["d0", "d1", "d2"])
+def test_tied_leaves_are_lent_anew_when_an_epoch_starts(name):
+    """A borrower may have been fenced between its Apply and the new value."""
+    state, _ = fenced(at_work(name)[1])
+    tie = Tie(owner_layer=0, borrower_layers=(3,))
+    message = install(state, "keep", state.version, ties=(tie,), resend_ties=True)
+    state, _ = tell(state, message)
+    state, _ = member.handle(state, me.Installed(), 0.0)
+    state, actions = tell(state, messages.Resume(run="r1", epoch=2, steps=9))
+    lends = [action for action in actions if isinstance(action, me.LendTied)]
+    assert bool(lends) == (name == "d0")
+    assert state.tied_due == (() if name == "d0" else (0,))
+    if name == "d0":
+        state, (sent,) = member.handle(state, me.TiedLent(step=lends[0].step), 0.0)
+        assert sent.message == messages.Tied(run="r1", epoch=2, step=state.version - 1, layer=0)
+    else:
+        before = state.version
+        tied = messages.Tied(run="r1", epoch=2, step=before - 1, layer=0)
+        state, actions = tell(state, tied, state.upstream or "")
+        kinds = [type(action) for action in actions]
+        assert (me.Adopt in kinds) == (name == "d2")
+        assert state.tied_due == ()
+
+
+def test_marks_of_the_base_are_carried_out_before_any_step():
+    state, _ = fenced(at_work()[1])
+    state, _ = tell(state, install(state, "keep", state.version))
+    state, _ = member.handle(state, me.Installed(), 0.0)
+    resume = messages.Resume(run="r1", epoch=2, steps=state.version, marks=(Mark.FINISH, Mark.WAVE))
+    after, actions = tell(state, resume)
+    assert [type(action) for action in actions] == [me.Snapshot]
+    assert after.ending is Mark.FINISH
+    assert (after.waves_due, after.shards_due) == ((state.version,), (state.version,))
+    stop = messages.Resume(run="r1", epoch=2, steps=99, marks=(Mark.STOP,))
+    stopped, actions = tell(state, stop)
+    assert stopped.phase.value == "stopped"
+    assert actions == []
+    none = messages.Resume(run="r1", epoch=2, steps=state.version)
+    failed, _ = tell(state, none)
+    assert failed.phase.value == "failed"

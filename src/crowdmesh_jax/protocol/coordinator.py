@@ -150,6 +150,10 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
     if isinstance(message, msg.Hello):
         on_hello(turn, sender, message)
         return
+    if isinstance(message, msg.Attach):
+        text = f"Attach from {sender}, which is no coordinator"
+        turn.do(ev.Reject(sender=sender, fault=Fault(kind="ProtocolError", text=text)))
+        return
     if isinstance(message, msg.StaleEpoch):
         return  # of a run that is over there; a member that matters will miss a deadline
     if state.is_over or state.start is None:

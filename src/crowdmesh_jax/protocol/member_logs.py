@@ -88,20 +88,21 @@ def drop_logs(turn: MemberTurn, below: int) -> None:
 
 def spans(state: MemberState) -> tuple[LogSpan, ...]:
     """Complete steps, joined where they follow each other."""
-    whole = sorted(
-        (entry.direction, entry.cut, entry.step)
-        for entry in state.logs
-        if is_complete(state, entry)
-    )
+    whole = [entry for entry in state.logs if is_complete(state, entry)]
+    whole.sort(key=lambda entry: (entry.direction, entry.cut, entry.step))
     joined: list[LogSpan] = []
-    for direction, cut, step in whole:
-        last = joined[-1] if joined else None
-        if last and (last.direction, last.cut, last.stop_step) == (direction, cut, step):
-            joined[-1] = replace(last, stop_step=step + 1)
+    for entry in whole:
+        last, key = joined[-1] if joined else None, (entry.direction, entry.cut, entry.step)
+        if last and (last.direction, last.cut, last.stop_step) == key:
+            joined[-1] = replace(last, stop_step=entry.step + 1)
         else:
-            joined.append(
-                LogSpan(direction=direction, cut=cut, first_step=step, stop_step=step + 1)
+            span = LogSpan(
+                direction=entry.direction,
+                cut=entry.cut,
+                first_step=entry.step,
+                stop_step=entry.step + 1,
             )
+            joined.append(span)
     return tuple(joined)
 
 
