@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from crowdmesh_jax.core import values
+from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
@@ -126,7 +127,7 @@ def test_a_run_without_enough_copies_waits_and_then_halts_naming_the_layers():
     crowd.kill("s1")
     crowd.kill("s0")
     crowd.run(until=lambda: crowd.hub.state.phase.value == "waiting")
-    assert [type(n) for n in crowd.hub.news][-2:] != []
+    assert any(isinstance(news, ce.Waiting) for news in crowd.hub.news)
     crowd.run(events=200_000)
     assert crowd.hub.fault is not None
     assert "the run cannot go on" in crowd.hub.fault.text
@@ -143,8 +144,9 @@ def test_a_device_that_returns_ends_the_wait():
 def test_states_survive_json_in_the_middle_of_a_recovery():
     crowd = running(Crowd(seed=9, steps=6), 2)
     crowd.kill("d1")
-    for _ in range(150):
-        crowd.step()
+    for _ in range(12):
+        for _ in range(12):
+            crowd.step()
         hub = crowd.hub.state
         assert values.from_plain(CoordinatorState, values.to_plain(hub)) == hub
         for body in crowd.members.values():
@@ -188,11 +190,11 @@ def test_an_install_without_its_fence_is_refused():
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_runs_by_chance_end_with_every_invariant_whole(kind):
-    ends = {Chaos(seed, kinds=(kind,)).run() for seed in range(8)}
+    ends = {Chaos(seed, kinds=(kind,)).run() for seed in range(4)}
     assert "done" in ends
 
 
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize("seed", range(100, 112))
 def test_all_kinds_of_faults_mixed(seed):
     assert Chaos(seed, faults=4).run() in ("done", "halted")
 
@@ -207,6 +209,6 @@ def test_a_million_events():
         seed += 1
 
 
-def test_the_schedule_of_recovery_is_checked():
-    with pytest.raises(Exception, match="wave_every"):
+def test_the_terms_of_recovery_are_checked():
+    with pytest.raises(InvalidValueError, match="wave_every"):
         ce.RecoveryTerms(wave_every=0)
