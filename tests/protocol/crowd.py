@@ -437,7 +437,16 @@ class Hub:
                 assert record.version > self.durable, "I7: durable never goes back"
                 self.durable = record.version
                 self.check_wave(record)
-                self.ledger_lives = {n: body.life for n, body in crowd.members.items()}
+                # Who acknowledged may have started anew since: then its copy is gone already.
+                gone = {
+                    device
+                    for entry in record.ledger
+                    for device in entry.devices
+                    if (entry.first_layer, entry.last_layer, record.epoch, record.version)
+                    not in crowd.members[device].copies
+                }
+                lives = {n: body.life for n, body in crowd.members.items()}
+                self.ledger_lives = {n: life for n, life in lives.items() if n not in gone}
 
     def head(self, epoch: int) -> int:
         """Highest valid version of a stage that reported."""
