@@ -75,7 +75,7 @@ def test_a_damaged_message_is_a_format_error_or_a_message(message, data):
     ("plain", "text"),
     [
         ({}, "unknown kind"),
-        ({"kind": "Fence", "run": "r", "epoch": 1}, "unknown kind 'Fence'"),
+        ({"kind": "Explode", "run": "r", "epoch": 1}, "unknown kind 'Explode'"),
         ({"kind": ["Ready"]}, "unknown kind"),
         ([], "expected a table"),
         ({"kind": "Ready", "run": "r"}, "missing field 'epoch'"),
@@ -83,7 +83,7 @@ def test_a_damaged_message_is_a_format_error_or_a_message(message, data):
         ({"kind": "Ready", "run": "r", "epoch": "1"}, "expected an integer"),
         (
             {"kind": "AskMarks", "run": "r", "epoch": 1, "marks": ["explode"]},
-            "expected 'evaluate' or 'snapshot' or 'stop' or 'finish'",
+            "expected 'evaluate' or 'snapshot' or 'wave' or 'stop' or 'finish'",
         ),
     ],
 )

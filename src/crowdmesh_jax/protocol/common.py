@@ -30,6 +30,9 @@ class Mark(enum.Enum):
 
     EVALUATE = "evaluate"
     SNAPSHOT = "snapshot"
+    """A checkpoint: each stage's state goes to the coordinator's disk."""
+    WAVE = "wave"
+    """Copies: each stage's state stays with its owner and goes to the holders of its layers."""
     STOP = "stop"
     FINISH = "finish"
 
@@ -41,6 +44,14 @@ class NonFinitePolicy(enum.Enum):
     """Nobody applies the update; the state before it is kept; the run ends."""
     CONTINUE = "continue"
     """The update is applied as the optimizer says (`apply_if_finite` skips by itself)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfEpoch:
+    """What every message of a run carries."""
+
+    run: str
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +101,14 @@ class Verdict:
     is_finite: bool = True
     skip: bool = False
     """Nobody applies the update or keeps the step's statistics; the version grows all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepVerdict:
+    """The verdict of a step."""
+
+    step: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,8 @@ def on_evaluated(turn: RunTurn, sender: str, message: msg.Evaluated) -> None:
 
 def _take(turn: RunTurn, entry: Evaluated) -> None:
     state, version = turn.state, entry.version
-    turn.set(awaited=tuple(awaited for awaited in state.awaited if awaited != version))
+    awaited = tuple(awaited for awaited in state.awaited if awaited != version)
+    turn.set(awaited=awaited, evaluated=version)
     turn.journal(records.Evaluation(version=version, values=entry.values), sync=False)
     turn.do(ev.Announce(news=ev.EvaluationShown(version=version, values=entry.values)))
     rule = state.started.keep_best

@@ -13,6 +13,7 @@ what follows it begins (I11). It knows no rules of its own.
     Announce          show; demands nothing                                  -
     Reject            log; a stranger: close the channel to it               -
     Complete          the run has its result                                 -
+    ChooseOwners      ask the policy who takes what was lost                 OwnersChosen
     HaltRun           raise `fault.error()` to the user, after tidying up    -
 """
 
@@ -27,6 +28,8 @@ from ..core.schedule import Schedule
 from ..errors import InvalidValueError
 from . import member_events, records
 from .common import BestRule, EvaluationPlan, Fault, NonFinitePolicy, Tie, Verdict
+from .evidence import LayerHolders
+from .owners import OwnersChoice, OwnersNeed
 
 # Both machines' bodies get messages, send them and keep arrays by the same rules.
 Keep = member_events.Keep
@@ -65,6 +68,40 @@ class Deadlines:
                 raise InvalidValueError(f"deadlines: {name} must be > 0, got {value}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryTerms:
+    """That, and how, a run goes on after a loss. Times in seconds."""
+
+    holders: tuple[LayerHolders, ...] = ()
+    """In the first epoch; later the policy names them."""
+    wave_every: int = 8
+    """Steps between waves of copies."""
+    log_steps: int = 16
+    """How many steps boundary logs reach back (R17)."""
+    data_from: int = 0
+    """First step whose rows can be read again."""
+    report_s: float = 10.0
+    """From Fence to Report; who is later is lost for this epoch (R8)."""
+    owners_s: float = 120.0
+    """For the policy, solvers included."""
+    wave_s: float = 120.0
+    """A wave that is not complete by then is given up; the next one may be."""
+    return_s: float = 600.0
+    """A run that cannot go on waits so long for a device to return."""
+    attach_s: float = 30.0
+    """A coordinator that started again waits so long for its members."""
+
+    def __post_init__(self) -> None:
+        if self.wave_every < 1 or self.log_steps < 1:
+            raise InvalidValueError(
+                "recovery: wave_every and log_steps must be >= 1, got"
+                f" {self.wave_every} and {self.log_steps}"
+            )
+        for name in ("report_s", "owners_s", "wave_s", "return_s", "attach_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidValueError(f"recovery: {name} must be > 0, got {getattr(self, name)}")
+
+
 # Events -----------------------------------------------------------------------------------------
 
 
@@ -94,6 +131,8 @@ class Start:
     """Time each stage's programs alone before the run, that often; 0: do not."""
     heartbeat_s: float = 0.5
     deadlines: Deadlines = Deadlines()
+    recovery: RecoveryTerms | None = None
+    """None: a loss ends the run."""
     config_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -113,6 +152,27 @@ class Start:
             raise InvalidValueError("keep_best and evaluations that keep the state go together")
         if self.measure_repeats < 0:
             raise InvalidValueError(f"measure_repeats must be >= 0, got {self.measure_repeats}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """The coordinator starts again and reads its journal; members train on meanwhile (section 10).
+
+    Members say Hello again as their channels open; nothing is sent to anyone before."""
+
+    start: Start
+    """As in the journal's run: the same job."""
+    records: tuple[records.Record, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnersChosen:
+    """The policy's answer to ChooseOwners."""
+
+    epoch: int
+    choice: OwnersChoice
+    schedule: Schedule | None = None
+    """Of the plan, where its name is not a built-in one's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +223,11 @@ class Interrupt:
 
 CoordinatorEvent = (
     MessageReceived | Start | MemberLost | CheckpointWritten | BestWritten | StopAsked
-    | CheckpointAsked | BodyFailed | Interrupt | Tick
+    | CheckpointAsked | BodyFailed | Interrupt | Tick | Restart | OwnersChosen
 )  # fmt: skip
 COORDINATOR_EVENTS: tuple[type, ...] = (
     MessageReceived, Start, MemberLost, CheckpointWritten, BestWritten, StopAsked, CheckpointAsked,
-    BodyFailed, Interrupt, Tick,
+    BodyFailed, Interrupt, Tick, Restart, OwnersChosen,
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -209,6 +269,53 @@ class Forget:
     """Another version is better than this one: free its held slots."""
 
     version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseOwners:
+    """Ask the policy. It may solve, export, compile; `owners.choose_owners` is a plain one."""
+
+    need: OwnersNeed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochOpened:
+    """A device was lost, or came back: everyone stops, and it is decided how to go on."""
+
+    epoch: int
+    lost: tuple[DeviceId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """Training goes on, from `base`; `redone` steps will be run a second time."""
+
+    epoch: int
+    base: int
+    redone: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """The run stands until a device returns with what is missing."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveKept:
+    """Copies of all layers at `version` are with their owners and holders."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveGivenUp:
+    """Not all copies came in time: redundancy is below plan."""
+
+    missing: tuple[DeviceId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +374,10 @@ class BestKept:
 class Announce:
     """Show it; nothing is awaited."""
 
-    news: PhaseChanged | StageTimes | StepShown | EvaluationShown | CheckpointKept | BestKept
+    news: (
+        PhaseChanged | StageTimes | StepShown | EvaluationShown | CheckpointKept | BestKept
+        | EpochOpened | Recovered | Waiting | WaveKept | WaveGivenUp
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,9 +400,9 @@ class HaltRun:
 
 CoordinatorAction = (
     Journal | SendMessage | Keep | WriteCheckpoint | WriteBest | Forget | Announce | Reject
-    | Complete | HaltRun
+    | Complete | HaltRun | ChooseOwners
 )  # fmt: skip
 COORDINATOR_ACTIONS: tuple[type, ...] = (
     Journal, SendMessage, Keep, WriteCheckpoint, WriteBest, Forget, Announce, Reject, Complete,
-    HaltRun,
+    HaltRun, ChooseOwners,
 )  # fmt: skip

@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..core.crowd import DeviceId
+from ..core.plan import PipelinePlan
+from ..core.schedule import Schedule
 from ..errors import ProtocolError
 from . import messages as msg
 from .common import Fault, Verdict
-from .coordinator_events import Start
+from .coordinator_events import RecoveryTerms, Start
+from .decision import Decision
+from .evidence import Base, Evidence, LayerHolders
 
 WINDOW = 64
 """Observed times that a deadline is learned from."""
@@ -27,6 +31,14 @@ class Phase(enum.Enum):
     RUNNING = "running"
     STOPPING = "stopping"
     """A stop mark was committed; the shards of its wave are awaited."""
+    FENCING = "fencing"
+    """Epoch opened, members told to stop and report."""
+    DECIDING = "deciding"
+    """All reports are here; the policy is asked for owners."""
+    WAITING = "waiting"
+    """Nothing can be decided with who is here: a device may return."""
+    ATTACHING = "attaching"
+    """Started again: members are asked where they are."""
     FINISHING = "finishing"
     """The finish mark was committed; the result is awaited."""
     DONE = "done"
@@ -39,6 +51,8 @@ class MemberInfo:
 
     hello: msg.Hello
     is_ready: bool = False
+    is_newcomer: bool = False
+    """Said Hello in the middle of the run and had no part in an epoch since."""
     seconds: Mapping[str, float] | None = None
     """Measured alone, per program."""
     heard_s: float = 0.0
@@ -96,6 +110,24 @@ class Suspicion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """The plan in force, once a decision replaced the one of Start."""
+
+    plan: PipelinePlan
+    schedule: Schedule
+    holders: tuple[LayerHolders, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """`device` has layers `first_layer ..` at `version`, whole, in this epoch."""
+
+    version: int
+    first_layer: int
+    device: DeviceId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorState:
     """A run, as its coordinator sees it. `CoordinatorState(device=, run=, term=)` is a new one."""
 
@@ -145,6 +177,32 @@ class CoordinatorState:
     suspicions: tuple[Suspicion, ...] = ()
     wait: Wait | None = None
     tick_s: float | None = None
+    standing: Standing | None = None
+    crew: tuple[DeviceId, ...] = ()
+    """Where the run recovers: all members of this epoch, with and without a stage."""
+    reports: Mapping[str, Evidence] = field(default_factory=dict)
+    bases: tuple[Base, ...] = ()
+    """Of all decided epochs."""
+    decided: Decision | None = None
+    """Of this epoch; None for a first one."""
+    durable: int = 0
+    """Newest version of which a wave or checkpoint is complete."""
+    checkpoint_tag: int = 0
+    """Epoch in which the newest checkpoint was made."""
+    writing_tag: int = 0
+    wave_asked_s: float | None = None
+    """Since when a wave of copies is open; one at a time."""
+    wave_from: int = 0
+    """Version of the last one that was asked for or begun."""
+    acks: tuple[Ack, ...] = ()
+    evaluated: int = -1
+    """Newest version whose evaluation was shown."""
+    attached: Mapping[str, msg.Attached] = field(default_factory=dict)
+    was_resumed: bool = False
+    """The journal's last epoch had been resumed."""
+    why_waiting: str = ""
+    opened_at: int = 0
+    """Steps committed when this epoch was opened."""
 
     @property
     def started(self) -> Start:
@@ -160,7 +218,27 @@ class CoordinatorState:
     @property
     def devices(self) -> tuple[DeviceId, ...]:
         """The plan's devices, in stage order."""
-        return self.started.plan.devices
+        return self.plan.devices
+
+    @property
+    def plan(self) -> PipelinePlan:
+        """The plan in force."""
+        return self.standing.plan if self.standing is not None else self.started.plan
+
+    @property
+    def recovery(self) -> RecoveryTerms | None:
+        return self.start.recovery if self.start is not None else None
+
+    @property
+    def party(self) -> tuple[DeviceId, ...]:
+        """Who may speak in this epoch."""
+        return self.crew if self.recovery is not None and self.crew else self.devices
+
+    @property
+    def holders(self) -> tuple[LayerHolders, ...]:
+        if self.standing is not None:
+            return self.standing.holders
+        return self.recovery.holders if self.recovery is not None else ()
 
     @property
     def is_over(self) -> bool:
@@ -199,7 +277,7 @@ def step_wait(state: CoordinatorState, now_s: float) -> Wait:
 def evaluation_share(state: CoordinatorState) -> float:
     """How many steps an evaluation is worth at most: it runs forwards only."""
     plan = state.started.evaluation
-    return plan.microbatches / state.started.plan.microbatches if plan is not None else 0.0
+    return plan.microbatches / state.plan.microbatches if plan is not None else 0.0
 
 
 def closing_deadline_s(state: CoordinatorState) -> float:
@@ -220,10 +298,10 @@ def heartbeat_deadline_s(state: CoordinatorState, member: MemberInfo) -> float:
 def describe_stage(state: CoordinatorState, device: str) -> str:
     """`stage 2, layers 5-7 (conv4 .. head)`."""
     start = state.started
-    index = start.plan.stage_of(device)
+    index = state.plan.stage_of(device)
     if index is None:
         return "no stage"
-    stage = start.plan.stages[index]
+    stage = state.plan.stages[index]
     names = start.layer_names[stage.first_layer : stage.last_layer + 1]
     named = f" ({names[0]} .. {names[-1]})" if len(names) > 1 else f" ({names[0]})" if names else ""
     return f"stage {index}, layers {stage.first_layer}-{stage.last_layer}{named}"

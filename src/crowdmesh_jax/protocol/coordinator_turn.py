@@ -12,6 +12,7 @@ from ..core.crowd import DeviceId
 from ..errors import (
     AgentLostError,
     NonFiniteLossError,
+    ProtocolError,
 )
 from . import coordinator_events as ev
 from . import messages as msg
@@ -44,6 +45,10 @@ class RunTurn:
         members = dict(self.state.members)
         members[device] = replace(members[device], **changes)
         self.set(members=members)
+
+    def forget_member(self, device: str) -> None:
+        """It is not here any more; until it says Hello again."""
+        self.set(members={name: m for name, m in self.state.members.items() if name != device})
 
     def do(self, action: ev.CoordinatorAction) -> None:
         self.actions.append(action)
@@ -126,7 +131,7 @@ def end_when_safe(turn: RunTurn) -> None:
 def _complete(turn: RunTurn, reason: str) -> None:
     version = turn.state.committed
     turn.journal(records.Finish(version=version, reason=reason))
-    for device in turn.state.devices:
+    for device in turn.state.party:
         turn.send(device, msg.Release(**turn.of_epoch))
     turn.enter(Phase.DONE, None)
     turn.do(ev.Complete(version=version, reason=reason))
@@ -161,7 +166,7 @@ def halt(turn: RunTurn, fault: Fault) -> None:
         return
     turn.journal(records.Halted(committed=state.committed, fault=fault))
     for device in state.members:
-        if state.start is not None and device in state.devices:
+        if state.start is not None and (device in state.party or state.recovery is not None):
             turn.send(device, msg.Halt(**turn.of_epoch, fault=fault))
     turn.enter(Phase.HALTED, None)
     turn.do(ev.HaltRun(fault=fault))
@@ -169,3 +174,11 @@ def halt(turn: RunTurn, fault: Fault) -> None:
 
 def halt_lost(turn: RunTurn, device: str, reason: str) -> None:
     halt(turn, Fault.of(AgentLostError(lost_text(turn.state, device, reason))))
+
+
+def expect_phase(
+    state: CoordinatorState, sender: str, message: msg.Message, *phases: Phase
+) -> None:
+    if state.phase not in phases:
+        what = type(message).__name__
+        raise ProtocolError(f"{what} from {sender} while {state.phase.value}")

@@ -5,20 +5,25 @@ Knows deadlines; what a run does otherwise stands in `coordinator`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import (
     LaunchError,
     RecordError,
+    RunError,
 )
 from . import coordinator_events as ev
 from .common import Fault
+from .coordinator_recovery import lose, on_nobody_returned, on_reports_late, open_epoch
+from .coordinator_restart import on_attach_late
 from .coordinator_state import (
     Phase,
     blame,
     heartbeat_deadline_s,
 )
 from .coordinator_turn import RunTurn, halt, halt_lost, is_closing, is_through
+from .coordinator_waves import give_up_late_wave
 
 SLEPT_S = 5.0
 """A gap between ticks from which the coordinator concludes that it slept itself."""
@@ -32,10 +37,12 @@ def on_tick(turn: RunTurn, event: ev.Tick) -> None:
     grace_s = state.started.deadlines.suspect_grace_s
     for suspicion in state.suspicions:
         if turn.now_s - suspicion.since_s > grace_s:
-            halt_lost(turn, suspicion.device, suspicion.reason)
+            turn.set(suspicions=())
+            lose(turn, suspicion.device, suspicion.reason)
             return
     if state.phase in (Phase.RUNNING, Phase.STOPPING, Phase.FINISHING):
         _check_heartbeats(turn)
+    give_up_late_wave(turn)
     _check_wait(turn)
 
 
@@ -55,11 +62,12 @@ def _forget_own_sleep(turn: RunTurn) -> None:
 
 def _check_heartbeats(turn: RunTurn) -> None:
     state = turn.state
-    for index, device in enumerate(state.devices):
+    for device in state.party:
         member = state.members.get(device)
         if state.is_over or member is None:
             continue
-        if is_closing(state) and is_through(state, index):
+        index = state.plan.stage_of(device)
+        if is_closing(state) and (index is None or is_through(state, index)):
             continue  # its part of the last wave is here
         silent_s = turn.now_s - member.heard_s
         deadline_s = heartbeat_deadline_s(state, member)
@@ -69,7 +77,7 @@ def _check_heartbeats(turn: RunTurn) -> None:
                 f"silent for {silent_s:.1f} s (heartbeats every {every_s:g} s,"
                 f" deadline {deadline_s:.3g} s)"
             )
-            halt_lost(turn, device, reason)
+            lose(turn, device, reason)
             return
 
 
@@ -85,12 +93,29 @@ def _check_wait(turn: RunTurn) -> None:
         text = f"no agent came up for {missing}: {reason}; see the agents' logs"
         halt(turn, Fault.of(LaunchError(text)))
         return
+    expired = _ON_EXPIRED.get(state.phase)
+    if expired is not None:
+        expired(turn)
+        return
     if state.phase is Phase.RUNNING:
         device, doing = blame(state)
-        halt_lost(turn, device, f"{reason}; {doing}")
+        lose(turn, device, f"{reason}; {doing}")
+        return
+    if state.phase is Phase.DECIDING:
+        halt(turn, Fault.of(RunError(f"no plan without the lost devices: {reason}")))
         return
     if wait.devices == (state.device,):
         text = f"writing the checkpoint of version {state.committed} took too long: {reason}"
         halt(turn, Fault.of(RecordError(text)))
         return
+    if state.recovery is not None:
+        open_epoch(turn, wait.devices, f"{', '.join(wait.devices)}: {reason}")
+        return
     halt_lost(turn, wait.devices[0], reason)
+
+
+_ON_EXPIRED: dict[Phase, Callable[[RunTurn], None]] = {
+    Phase.FENCING: on_reports_late,
+    Phase.WAITING: on_nobody_returned,
+    Phase.ATTACHING: on_attach_late,
+}

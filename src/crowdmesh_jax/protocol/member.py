@@ -2,11 +2,12 @@
 
 `handle(state, event, now_s) -> (state, actions)` is pure: no clock, no sockets, no arrays. Rules
 (R1-R7, T1-T3) and invariants (I1-I13) are numbered as in the protocol's description. What each
-action demands of the body is said in `member_events`. Fencing and recovery will add messages and
-phases to this machine; run, epoch, term, fence and versions are already carried and checked.
+action demands of the body is said in `member_events`.
 
     idle --Install--> installing --Installed--> installed --Resume--> run --Commit(stop)--> stopped
-                                                                        --Commit(finish)--> finished
+                      \\--> catching up --Applied--/                    --Commit(finish)--> finished
+    any --Fence--> fenced --Frozen: Report-- Install, Enlist--> installing, installed
+    any --its epoch went on without it--> fenced --Frozen: Rejoin--> idle
     any --a broken rule, BodyFailed--> failed        any --Release, Halt--> idle
 
 The commit point: stage 0's last backward of step t needs every later stage's last backward of t,
@@ -20,17 +21,37 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.crowd import DeviceId
-from ..core.schedule import OpKind
-from ..errors import ProtocolError, StaleEpochError
+from ..errors import ProtocolError
 from . import member_events as ev
 from . import messages as msg
-from .common import Fault, Mark, Slot
+from .common import Fault, Mark
+from .member_copies import (
+    on_assign,
+    on_chunk,
+    on_copy_sealed,
+    on_discard,
+    on_fetch,
+    on_seal,
+)
+from .member_fence import on_attach, on_fence, on_frozen, on_told_stale, report
+from .member_install import (
+    on_caught_up,
+    on_copy_fetched,
+    on_enlist,
+    on_install,
+    on_installed,
+    on_resume,
+    on_verdict_known,
+)
+from .member_logs import on_fetch_log
 from .member_state import MemberState, Phase, waiting_for
-from .member_step import STEP_HANDLERS, advance, on_pipeline, request_data
-from .member_turn import FRESH_STEP, NO_EVALUATION, MemberTurn, expect_phase, reject
+from .member_step import STEP_HANDLERS, on_pipeline
+from .member_turn import MemberTurn, expect_phase, reject
 
 __all__ = ["DeviceId", "MemberState", "Result", "handle"]
 
+REPORT_AGAIN_S = 2.0
+"""A fenced member says its report again: who was given up meanwhile is told so (R8)."""
 Result = tuple[MemberState, tuple[ev.MemberAction, ...]]
 
 
@@ -59,18 +80,26 @@ def handle(state: MemberState, event: ev.MemberEvent, now_s: float) -> Result:
 
 def _on_message(turn: MemberTurn, event: ev.MessageReceived) -> None:
     message, sender = event.message, event.sender
+    if sender in turn.state.deaf_to:
+        turn.set(deaf_to=tuple(peer for peer in turn.state.deaf_to if peer != sender))
     if isinstance(message, msg.StaleEpoch):
-        _on_told_stale(turn, message)
+        on_told_stale(turn, sender, message)
         return
     if isinstance(message, msg.PipelineMessage):
         if _is_current(turn, sender, message):
             on_pipeline(turn, sender, message)
         return
+    peer_handler = _FROM_PEER.get(type(message))
+    if peer_handler is not None:
+        if _is_current(turn, sender, message):
+            peer_handler(turn, sender, message)
+        return
     if sender != turn.state.coordinator:
         reject(turn, sender, message, f"only the coordinator ({turn.state.coordinator}) may")
         return
-    if isinstance(message, msg.Install):
-        _on_install(turn, message)
+    grant = _GRANTS.get(type(message))
+    if grant is not None:
+        grant(turn, message)
         return
     handler = _FROM_COORDINATOR.get(type(message))
     if handler is None:
@@ -82,125 +111,31 @@ def _on_message(turn: MemberTurn, event: ev.MessageReceived) -> None:
 def _is_current(turn: MemberTurn, sender: str, message: Any) -> bool:
     """R7: the epoch is checked when the frame is processed. Old: dropped, and the sender told."""
     state = turn.state
+    is_here = message.run == state.run
+    if isinstance(message, (msg.Halt, msg.Release)) and is_here and message.epoch >= state.active:
+        return True
     if state.phase in (Phase.IDLE, Phase.FAILED):
-        if isinstance(message, (msg.Halt, msg.Release)) and message.run == state.run:
-            return True
         turn.set(dropped=state.dropped + 1)  # an ended run's late frames
         return False
-    if message.run == state.run and message.epoch == state.active:
+    if is_here and message.epoch == state.active == state.fence and not state.is_leaving:
         return True
-    if message.run == state.run and message.epoch > state.active:
+    if is_here and message.epoch == state.fence and isinstance(message, _FOR_FENCED):
+        return True  # of the epoch promised to; what it asks for stands still
+    if is_here and message.epoch > state.fence:
         raise ProtocolError(
             f"{type(message).__name__} from {sender} is of epoch {message.epoch},"
             f" {state.device} was granted {state.active}"
         )
     turn.set(dropped=state.dropped + 1)
-    reply = msg.StaleEpoch(run=message.run, epoch=message.epoch, active=state.active)
-    turn.do(ev.SendMessage(to=DeviceId(sender), message=reply, lane="control"))
+    if state.phase is not Phase.FENCED:
+        reply = msg.StaleEpoch(run=message.run, epoch=message.epoch, active=state.active)
+        turn.do(ev.SendMessage(to=DeviceId(sender), message=reply, lane="control"))
     return False
-
-
-def _on_told_stale(turn: MemberTurn, message: msg.StaleEpoch) -> None:
-    """R8: someone has moved on without this member; it stops and (later) joins as a newcomer."""
-    state = turn.state
-    current = message.run == state.run and message.epoch == state.active
-    if current and message.active > state.active:
-        error = StaleEpochError(
-            f"{state.device} is of epoch {state.active}, its peers are in epoch {message.active}"
-        )
-        turn.fail(Fault.of(error))
-
-
-def _on_install(turn: MemberTurn, install: msg.Install) -> None:
-    state = turn.state
-    new_run = install.run != state.run
-    if new_run and state.phase is not Phase.IDLE:
-        # Said to who asks, under the run it asks for: it would wait out its deadline for Ready.
-        text = (
-            f"{state.device} was to install a stage of run {install.run!r}, but holds one of run"
-            f" {state.run!r} ({state.phase.value}); Release or Halt of that run comes first"
-        )
-        fault = Fault(kind="ProtocolError", text=text)
-        turn.tell(msg.Error(run=install.run, epoch=install.epoch, fault=fault))
-        return
-    term, fence = (0, 0) if new_run else (state.term, state.fence)
-    if (
-        install.term < term
-        or install.epoch < fence
-        or install.epoch <= (0 if new_run else state.active)
-    ):
-        turn.set(dropped=state.dropped + 1)
-        reply = msg.StaleEpoch(run=install.run, epoch=install.epoch, active=state.active)
-        turn.tell(reply)
-        return
-    try:
-        _check_install(state.device, install)
-    except ProtocolError as exc:
-        turn.tell(msg.Error(run=install.run, epoch=install.epoch, fault=Fault.of(exc)))
-        return
-    turn.set(
-        phase=Phase.INSTALLING,
-        run=install.run,
-        term=install.term,
-        fence=install.epoch,
-        active=install.epoch,
-        install=install,
-        steps=0,
-        version=install.base,
-        step=install.base,
-        verdicts=(),
-        marks_asked=(),
-        ending=None,
-        tied_due=(),
-        data_requested=install.base,
-        data_ready=(),
-        **NO_EVALUATION,
-        heartbeat_s=turn.now_s,
-        **FRESH_STEP,
-    )
-    slot = Slot(kind="install", step=install.base, layer=turn.state.layers.start)
-    turn.do(ev.Keep(slots=(slot,)))
-    turn.do(ev.LoadStage(install=install))
-
-
-def _check_install(device: DeviceId, install: msg.Install) -> None:
-    plan, stage = install.plan, install.stage
-    if not 0 <= stage < len(plan.stages) or plan.stages[stage].device != device:
-        raise ProtocolError(f"Install gives {device} stage {stage}; the plan does not")
-    if install.base < 0:
-        raise ProtocolError(f"Install from version {install.base}; versions start at 0")
-    wanted = list(range(plan.microbatches))
-    forwards = [op.microbatch for op in install.ops if op.kind is OpKind.FORWARD]
-    backwards = [op.microbatch for op in install.ops if op.kind is OpKind.BACKWARD]
-    if len(forwards) + len(backwards) != len(install.ops):
-        raise ProtocolError(f"stage {stage}: its schedule has ops that are neither F nor B")
-    if forwards != wanted or backwards != wanted:
-        # Gradients and statistics are summed in microbatch order under every schedule.
-        raise ProtocolError(
-            f"stage {stage}: its schedule must run F and B of microbatches 0-{wanted[-1]} once"
-            f" each, in order; it has F {forwards}, B {backwards}"
-        )
-    begun: set[int] = set()
-    for op in install.ops:
-        if op.kind is OpKind.FORWARD:
-            begun.add(op.microbatch)
-        elif op.microbatch not in begun:
-            raise ProtocolError(f"stage {stage}: its schedule has B{op.microbatch} before its F")
 
 
 def _on_measure(turn: MemberTurn, message: msg.Measure) -> None:
     expect_phase(turn.state, message, Phase.INSTALLED)
     turn.do(ev.MeasureStage(repeats=message.repeats))
-
-
-def _on_resume(turn: MemberTurn, message: msg.Resume) -> None:
-    state = turn.state
-    expect_phase(state, message, Phase.INSTALLED)
-    if message.steps <= state.version:
-        raise ProtocolError(f"Resume to version {message.steps} from version {state.version}")
-    turn.set(phase=Phase.RUN, steps=message.steps)
-    request_data(turn)
-    advance(turn)
 
 
 def _on_ask_marks(turn: MemberTurn, message: msg.AskMarks) -> None:
@@ -224,19 +159,36 @@ def _on_halt(turn: MemberTurn, message: msg.Halt) -> None:
 
 
 def _unload(turn: MemberTurn, fault: Fault | None) -> None:
-    if turn.state.phase is Phase.IDLE:
+    if turn.state.phase is Phase.IDLE and not turn.state.copies:
         return
-    turn.set(phase=Phase.IDLE, install=None)  # run, term, fence, active: what is over stays known
+    turn.set(  # run, term, fence, active: what is over stays known
+        phase=Phase.IDLE,
+        install=None,
+        enlisted=None,
+        is_leaving=False,
+        copies=(),
+        logs=(),
+        log_asks=(),
+        fetching=(),
+        verdicts=(),
+        losses=(),
+        floor=0,
+    )
     turn.do(ev.Unload(fault=fault))
 
 
 # The rest ---------------------------------------------------------------------------------------
 
 
-def _on_installed(turn: MemberTurn, event: ev.Installed) -> None:
-    if turn.state.phase is Phase.INSTALLING:
-        turn.set(phase=Phase.INSTALLED)
-        turn.tell(msg.Ready(**turn.of_epoch))
+def _on_copy_sealed(turn: MemberTurn, event: ev.CopySealed) -> None:
+    if on_copy_sealed(turn, event):
+        on_copy_fetched(turn)
+
+
+def _on_applied(turn: MemberTurn, event: ev.Applied) -> None:
+    STEP_HANDLERS[ev.Applied](turn, event)
+    if turn.state.phase is Phase.CATCHING_UP:
+        on_caught_up(turn)
 
 
 def _on_stage_measured(turn: MemberTurn, event: ev.StageMeasured) -> None:
@@ -247,9 +199,14 @@ def _on_stage_measured(turn: MemberTurn, event: ev.StageMeasured) -> None:
 def _on_peer_lost(turn: MemberTurn, event: ev.PeerLost) -> None:
     """A neighbour is gone: say so, keep everything, wait. Without a coordinator: train on."""
     state = turn.state
-    if state.phase not in (Phase.INSTALLING, Phase.INSTALLED, Phase.RUN):
+    if event.device not in state.deaf_to:
+        turn.set(deaf_to=(*state.deaf_to, event.device))
+    if state.install is None or state.phase not in (
+        Phase.INSTALLING, Phase.CATCHING_UP, Phase.INSTALLED, Phase.RUN,
+    ):  # fmt: skip
         return
-    if event.device in (state.upstream, state.downstream):
+    sources = [source.device for source in state.fetching]
+    if event.device in (state.upstream, state.downstream, *sources):
         turn.tell(msg.Suspect(**turn.of_epoch, device=event.device, reason=event.reason))
 
 
@@ -259,9 +216,15 @@ def _on_body_failed(turn: MemberTurn, event: ev.BodyFailed) -> None:
 
 def _on_tick(turn: MemberTurn, event: ev.Tick) -> None:
     state = turn.state
-    if state.phase in (Phase.IDLE, Phase.FAILED) or state.install is None:
+    grant = state.install or state.enlisted
+    if state.phase is Phase.FENCED and state.is_frozen:
+        if turn.now_s - state.heartbeat_s >= REPORT_AGAIN_S:
+            turn.set(heartbeat_s=turn.now_s)
+            report(turn)
         return
-    if turn.now_s - state.heartbeat_s < state.install.heartbeat_s:
+    if state.phase in (Phase.IDLE, Phase.FAILED, Phase.FENCED) or grant is None:
+        return
+    if turn.now_s - state.heartbeat_s < grant.heartbeat_s:
         return
     turn.set(heartbeat_s=turn.now_s)
     beat = msg.Heartbeat(
@@ -269,24 +232,44 @@ def _on_tick(turn: MemberTurn, event: ev.Tick) -> None:
         phase=state.phase.value,
         version=state.version,
         completed_ops=state.completed,
-        waiting=waiting_for(state),
+        waiting=waiting_for(state) if state.install is not None else None,
     )
     turn.tell(beat)
 
 
 _FROM_COORDINATOR: dict[type, Callable[[MemberTurn, Any], None]] = {
     msg.Measure: _on_measure,
-    msg.Resume: _on_resume,
+    msg.Resume: on_resume,
+    msg.VerdictKnown: on_verdict_known,
+    msg.Discard: on_discard,
+    msg.Assign: on_assign,
     msg.AskMarks: _on_ask_marks,
     msg.Release: _on_release,
     msg.Halt: _on_halt,
 }
+_GRANTS: dict[type, Callable[[MemberTurn, Any], None]] = {
+    msg.Fence: on_fence,
+    msg.Install: on_install,
+    msg.Enlist: on_enlist,
+    msg.Attach: on_attach,
+}
+"""Each checks term, epoch and phase by itself."""
+_FROM_PEER: dict[type, Callable[[MemberTurn, str, Any], None]] = {
+    msg.Chunk: on_chunk,
+    msg.Seal: on_seal,
+    msg.Fetch: on_fetch,
+    msg.FetchLog: on_fetch_log,
+}
+_FOR_FENCED = (msg.Fetch, msg.FetchLog)
 _HANDLERS: dict[type, Callable[[MemberTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
-    ev.Installed: _on_installed,
+    ev.Installed: on_installed,
+    ev.Frozen: on_frozen,
+    ev.CopySealed: _on_copy_sealed,
     ev.StageMeasured: _on_stage_measured,
     ev.PeerLost: _on_peer_lost,
     ev.BodyFailed: _on_body_failed,
     ev.Tick: _on_tick,
     **STEP_HANDLERS,
+    ev.Applied: _on_applied,
 }

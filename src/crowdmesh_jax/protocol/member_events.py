@@ -23,6 +23,19 @@ own.
     EvalCompute    run eval_forward of a microbatch                          EvalDone
     FinishEvaluation  last stage: sums over all its microbatches             EvaluationFinished
     SendMessage    send, with the arrays of `attach`                         -
+    Freeze         let the op at work end, answer it; drop queue, uploads,
+                   chunks                                                    Frozen
+    Rewind         drop slots of a step and later, perhaps the gradient      -
+    KeepState      make the stage's state a copy before it is replaced       -
+    KeepCopy       make a snapshot a copy                                    -
+    SendCopy       send a copy's Chunks and Seal                             -
+    StoreChunk     add the frame's bytes to an incomplete copy               -
+    SealCopy       check an incomplete copy, make it whole at once           CopySealed
+    DropCopies     free copies                                               -
+    LogFrame       keep the wire form of slots that are sent                 -
+    DropLogs       free logged slots and verdicts of old steps               -
+    LendTied       fill slots "tied" from the state                          TiedLent
+    Rejoin         say Hello to the coordinator                              -
     Reject         log; a stranger: close the channel to it                  -
     Fail           log; the member stands still until Halt or Release        -
     Unload         drop the stage, its queue and its slots                   -
@@ -36,7 +49,9 @@ from dataclasses import dataclass, field
 from ..core.crowd import DeviceId
 from ..core.schedule import OpKind
 from .common import Fault, LaneName, Slot, Verdict
+from .evidence import Copy
 from .messages import Install, Message
+from .recovery_messages import Manifest
 
 # Events ---------------------------------------------------------------------------------------
 
@@ -142,6 +157,31 @@ class EvaluationFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """Freeze is done. All that ended before was answered before; nothing else will be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopySealed:
+    """SealCopy is done: `is_whole` says whether the copy matches its manifest.
+
+    If so it is in place at once, on disk after fsync, and its verdict's arrays can be had."""
+
+    copy: Copy
+    epoch: int
+    """Of the action."""
+    is_whole: bool
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiedLent:
+    """LendTied is done: slots "tied" of the step are filled where this stage lends leaves."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLost:
     """The channel to a peer is gone."""
 
@@ -164,11 +204,12 @@ class Tick:
 MemberEvent = (
     MessageReceived | Installed | StageMeasured | DataReady | OpDone | StepFinished | Reduced
     | Applied | Snapshotted | EvalDataReady | EvalDone | EvaluationFinished | PeerLost | BodyFailed
-    | Tick
+    | Tick | Frozen | CopySealed | TiedLent
 )  # fmt: skip
 MEMBER_EVENTS: tuple[type, ...] = (
     MessageReceived, Installed, StageMeasured, DataReady, OpDone, StepFinished, Reduced,
     Applied, Snapshotted, EvalDataReady, EvalDone, EvaluationFinished, PeerLost, BodyFailed, Tick,
+    Frozen, CopySealed, TiedLent,
 )  # fmt: skip
 
 # Actions --------------------------------------------------------------------------------------
@@ -180,7 +221,7 @@ class SendMessage:
 
     Arrays may still be computing: the sender waits for them, not the caller. "y", "dx", "parts",
     "tied" and "eval_y" may be dropped once sent (logs come with recovery), "verdict" is kept for
-    two steps.
+    two steps. What a `LogFrame` named stays, and can be sent again, until `Rewind` or `DropLogs`.
     """
 
     to: DeviceId
@@ -196,6 +237,11 @@ class LoadStage:
     Done when the programs passed their checks and are compiled, the state of version
     `install.base` is resident, and the channels to both neighbours in `install.plan` are open
     (either side may have dialled). Answer Installed, or BodyFailed.
+
+    `install.action`: "keep" and "apply" leave the state as it is (programs and neighbours may be
+    the same, too). "restore" takes version `install.state_version` from the copies in
+    `install.sources`, all held here by now but the coordinator's, which come with the frame; where
+    a copy brings the verdict of the step before it, slot "verdict" of that step is filled.
     """
 
     install: Install
@@ -318,6 +364,101 @@ class FinishEvaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """Stop computing into state, at once (R6): let the op that is running end and answer it, drop
+    the rest of the compute queue, stop all uploads and loads, drop incomplete copies. State,
+    gradients, whole copies and logs stay untouched. An Apply that had not begun is not done: its
+    gradient and verdict stay. Then answer Frozen; nothing asked before is answered after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewind:
+    """Drop all slots of `step` and later, logged ones and verdicts too, and requested batches.
+
+    `gradient`: drop the gradient and the working statistics as well."""
+
+    step: int
+    gradient: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepState:
+    """The state resident now becomes a copy of this name; another will take its place."""
+
+    copy: Copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepCopy:
+    """Slot "state" of the copy's version is from now on (also) a copy of this name (R15)."""
+
+    copy: Copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendCopy:
+    """Send a copy to `to` on the bulk lane: Chunks in order, then a Seal, all of `epoch`.
+
+    Where the copy is the resident state itself, that is sent: it is frozen."""
+
+    to: DeviceId
+    copy: Copy
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreChunk:
+    """Add the frame's bytes to the incomplete copy from `sender`; one that begins anew replaces."""
+
+    sender: str
+    copy: Copy
+    offset_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealCopy:
+    """Check leaves, bytes and checksum; then make the copy whole and visible at once (R12)."""
+
+    sender: str
+    copy: Copy
+    manifest: Manifest
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropCopies:
+    """Free these copies; one under upload when that has ended."""
+
+    copies: tuple[Copy, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFrame:
+    """Keep what is sent of these slots (after any lossy cast): a neighbour may ask for it again."""
+
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropLogs:
+    """Free logged slots of steps below `step`, and verdicts of steps below `step` - 1."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LendTied:
+    """On the compute queue: fill a slot "tied" (`step`) per lending layer from the state."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejoin:
+    """This member is out of its epoch: say Hello to the coordinator, as a newcomer (R8)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
     """`sender` is not entitled to what it sent; the run goes on."""
 
@@ -344,9 +485,12 @@ class Unload:
 MemberAction = (
     SendMessage | LoadStage | MeasureStage | RequestData | Keep | Compute | FinishStep | Reduce
     | Apply | Adopt | Snapshot | RequestEvalData | EvalCompute | FinishEvaluation | Reject | Fail
-    | Unload
+    | Unload | Freeze | Rewind | KeepState | KeepCopy | SendCopy | StoreChunk | SealCopy
+    | DropCopies | LogFrame | DropLogs | LendTied | Rejoin
 )  # fmt: skip
 MEMBER_ACTIONS: tuple[type, ...] = (
     SendMessage, LoadStage, MeasureStage, RequestData, Keep, Compute, FinishStep, Reduce,
     Apply, Adopt, Snapshot, RequestEvalData, EvalCompute, FinishEvaluation, Reject, Fail, Unload,
+    Freeze, Rewind, KeepState, KeepCopy, SendCopy, StoreChunk, SealCopy, DropCopies,
+    LogFrame, DropLogs, LendTied, Rejoin,
 )  # fmt: skip

@@ -13,23 +13,45 @@ from ..core.plan import PipelinePlan
 from ..core.schedule import OpKind
 from ..errors import ProtocolError
 from . import messages as msg
-from .common import Mark, Parts, Verdict
+from .common import Mark, Parts, StepVerdict, Verdict
+from .evidence import Copy, Direction, LayerHolders, Source, StepValues
 
 
 class Phase(enum.Enum):
     IDLE = "idle"
     INSTALLING = "installing"
     INSTALLED = "installed"
+    CATCHING_UP = "catching up"
+    """Applying a held gradient, or replaying steps from logs, before Ready."""
     RUN = "run"
+    FENCED = "fenced"
+    """Promised to a new epoch: nothing moves until its Install (R6)."""
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepVerdict:
+class LoggedStep:
+    """So many microbatches of a step, from the first on, were sent across a cut and are kept."""
+
+    direction: Direction
+    cut: int
     step: int
-    verdict: Verdict
+    count: int
+    parts: Parts | None = None
+    """Of the last backward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogAsk:
+    """A neighbour that replays wants a step's frames; `served` of them were sent."""
+
+    sender: DeviceId
+    direction: Direction
+    cut: int
+    step: int
+    served: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +90,7 @@ class MemberState:
     tied_due: tuple[int, ...] = ()
     """Lending layers whose Tied(step - 1) must still pass here."""
     verdicts: tuple[StepVerdict, ...] = ()
-    """Of the last two steps."""
+    """Of the last two steps; where the run recovers, since the last Discard."""
     marks_asked: tuple[Mark, ...] = ()
     """By the coordinator, for the next Commit (stage 0)."""
     ending: Mark | None = None
@@ -87,6 +109,33 @@ class MemberState:
     eval_requested: int = 0
     eval_ready: tuple[int, ...] = ()
     """Evaluation microbatches whose rows are in memory, not yet issued."""
+    enlisted: msg.Enlist | None = None
+    """The epoch's grant to a member without a stage."""
+    tag: int = 0
+    """Epoch that the state is of."""
+    is_restoring: bool = False
+    """The state is not yet that of `base`: no evidence (7.1)."""
+    is_leaving: bool = False
+    """Told that its epoch is over: it will free its stage and come back as a newcomer (R8)."""
+    is_frozen: bool = False
+    """While fenced: the body stands still, the report was made."""
+    copies: tuple[Copy, ...] = ()
+    """Whole ones, own snapshots among them."""
+    fetching: tuple[Source, ...] = ()
+    """Copies on their way to an install."""
+    logs: tuple[LoggedStep, ...] = ()
+    log_asks: tuple[LogAsk, ...] = ()
+    losses: tuple[StepValues, ...] = ()
+    """Told by this stage as the last one, since the last Discard."""
+    floor: int = 0
+    """Version of the last Discard."""
+    waves_due: tuple[int, ...] = ()
+    """Versions whose snapshot becomes a copy."""
+    shards_due: tuple[int, ...] = ()
+    """Versions whose snapshot goes to the coordinator's disk."""
+    reassigned: msg.Assign | None = None
+    deaf_to: tuple[DeviceId, ...] = ()
+    """Peers whose channel broke in this epoch and that were not heard since."""
     heartbeat_s: float = float("-inf")
     """When the last one was sent."""
     dropped: int = 0
@@ -140,7 +189,33 @@ class MemberState:
     @property
     def is_at_work(self) -> bool:
         """False: answers to what was asked before the end; nobody needs them any more."""
-        return self.phase in (Phase.RUN, Phase.STOPPED)
+        if self.phase is Phase.FENCED:  # what was under way is let end, and counted
+            return not self.is_frozen and self.install is not None
+        return self.phase in (Phase.RUN, Phase.STOPPED, Phase.CATCHING_UP)
+
+    @property
+    def recovers(self) -> bool:
+        """A loss opens a new epoch; otherwise it ends the run."""
+        has_stage = self.install is not None and self.install.log_steps is not None
+        return has_stage or self.enlisted is not None
+
+    @property
+    def is_catching_up(self) -> bool:
+        """It replays, with everything taken from neighbours' logs and nothing sent."""
+        return self.phase is Phase.CATCHING_UP and self.step < self.granted.base
+
+    @property
+    def holders(self) -> tuple[LayerHolders, ...]:
+        """Who keeps which layers, by the last word of the coordinator."""
+        if self.reassigned is not None:
+            return self.reassigned.holders
+        if self.install is not None:
+            return self.install.holders
+        return self.enlisted.holders if self.enlisted is not None else ()
+
+    def verdict_of(self, step: int) -> Verdict | None:
+        """The verdict of `step`, where it is known here."""
+        return next((entry.verdict for entry in self.verdicts if entry.step == step), None)
 
 
 def waiting_for(state: MemberState) -> msg.Waiting | None:

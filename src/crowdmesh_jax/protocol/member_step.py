@@ -12,7 +12,9 @@ from ..core.schedule import OpKind
 from ..errors import ProtocolError
 from . import member_events as ev
 from . import messages as msg
-from .common import Mark, NonFinitePolicy, Parts, Slot, Verdict
+from .common import Mark, NonFinitePolicy, Parts, Slot, StepVerdict, Verdict
+from .evidence import StepValues
+from .member_copies import on_snapshotted
 from .member_evaluation import (
     advance_evaluation,
     begin_evaluation,
@@ -22,7 +24,8 @@ from .member_evaluation import (
     on_eval_taken,
     on_evaluation_finished,
 )
-from .member_state import MemberState, Phase, StepVerdict
+from .member_logs import ask_logs, cross
+from .member_state import MemberState, Phase
 from .member_turn import FRESH_STEP, MemberTurn, expect_phase, reject
 
 PREFETCH_STEPS = 2
@@ -40,7 +43,11 @@ def on_pipeline(turn: MemberTurn, sender: str, message: msg.PipelineMessage) -> 
         reject(turn, sender, message, f"stage {state.stage}'s {side} neighbour is {neighbour}")
         return
     # A neighbour may have got its Resume first: frames are kept (bounded by M) while installed.
-    expect_phase(state, message, Phase.INSTALLED, Phase.RUN, Phase.STOPPED, Phase.FINISHED)
+    expect_phase(
+        state,
+        message,
+        Phase.CATCHING_UP, Phase.INSTALLED, Phase.RUN, Phase.STOPPED, Phase.FINISHED,
+    )  # fmt: skip
     ON_PIPELINE[type(message)](turn, message)
 
 
@@ -74,7 +81,8 @@ def _on_backward(turn: MemberTurn, message: msg.Backward) -> None:
     _check_frame(state, message, state.layers.stop)
     name = f"Backward {microbatch} of step {message.step}"
     done = state.granted.ops[: state.completed]
-    if not any(op.kind is OpKind.FORWARD and op.microbatch == microbatch for op in done):
+    was_sent = any(op.kind is OpKind.FORWARD and op.microbatch == microbatch for op in done)
+    if not was_sent and not state.is_catching_up:  # a log has all of them at once
         raise ProtocolError(f"{name} came before its Forward was sent")
     if microbatch in state.arrived_dy:
         raise ProtocolError(f"{name} came twice")
@@ -130,7 +138,8 @@ def advance(turn: MemberTurn) -> None:
     if not advance_evaluation(turn):
         return  # what it has not yet issued stands before all of the step
     state = turn.state
-    if state.phase is not Phase.RUN or state.ending is not None or state.is_finishing:
+    runs = state.phase is Phase.RUN or state.is_catching_up
+    if not runs or state.ending is not None or state.is_finishing:
         return
     ops = state.granted.ops
     issued = state.issued
@@ -142,7 +151,7 @@ def advance(turn: MemberTurn) -> None:
     if issued == len(ops):
         turn.set(is_finishing=True)
         turn.do(ev.FinishStep(step=state.step))
-        if state.stage == 0:
+        if state.stage == 0 and state.verdict_of(state.step) is None:
             turn.do(ev.Reduce(step=state.step))
 
 
@@ -171,31 +180,10 @@ def _on_op_done(turn: MemberTurn, event: ev.OpDone) -> None:
         raise ProtocolError(f"the body answered {event}; next is {due} of step {state.step}")
     turn.set(completed=state.completed + 1)
     microbatch = event.microbatch
-    if event.kind is OpKind.FORWARD and state.downstream:
-        message = msg.Forward(
-            **turn.of_epoch, step=state.step, microbatch=microbatch, cut=state.layers.stop
-        )
-        slot = Slot(kind="y", step=state.step, microbatch=microbatch)
-        turn.pass_on(state.downstream, message, slot)
-    if event.kind is OpKind.BACKWARD and microbatch < state.microbatches - 1:
-        _send_backward(turn, microbatch, None)  # the last one waits for its parts
-
-
-def _send_backward(turn: MemberTurn, microbatch: int, parts: Parts | None) -> None:
-    state = turn.state
-    if state.upstream is None:
-        return
-    message = msg.Backward(
-        **turn.of_epoch,
-        step=state.step,
-        microbatch=microbatch,
-        cut=state.layers.start,
-        parts=parts,
-    )
-    slots = [Slot(kind="dx", step=state.step, microbatch=microbatch)]
-    if parts is not None:
-        slots.append(Slot(kind="parts", step=state.step))
-    turn.pass_on(state.upstream, message, *slots)
+    if event.kind is OpKind.FORWARD:
+        cross(turn, "forward", microbatch, None)
+    elif microbatch < state.microbatches - 1:
+        cross(turn, "backward", microbatch, None)  # the last one waits for its parts
 
 
 def _on_step_finished(turn: MemberTurn, event: ev.StepFinished) -> None:
@@ -207,21 +195,49 @@ def _on_step_finished(turn: MemberTurn, event: ev.StepFinished) -> None:
         raise ProtocolError(f"the body answered StepFinished({event.step}) in step {state.step}")
     own = Parts(is_finite=event.is_finite, has_weight=event.has_weight)
     turn.set(is_full=True, parts=state.parts.plus(own))
-    _send_backward(turn, state.microbatches - 1, turn.state.parts)
+    cross(turn, "backward", state.microbatches - 1, turn.state.parts)
     if state.is_last:
+        if state.recovers:
+            entry = StepValues(step=state.step, values=event.values)
+            turn.set(losses=(*(e for e in state.losses if e.step != state.step), entry))
         turn.tell(msg.Loss(**turn.of_epoch, step=state.step, values=event.values))
+    if state.phase is Phase.CATCHING_UP and state.verdict_of(state.step) is not None:
+        take_known_verdict(turn)
+
+
+def take_known_verdict(turn: MemberTurn) -> None:
+    """Catching up, full, the verdict known: applies; the next step is replayed, or this was it."""
+    state = turn.state
+    verdict = state.verdict_of(state.step)
+    assert verdict is not None
+    turn.do(ev.Apply(step=state.step, verdict=verdict))
+    turn.set(
+        step=state.step + 1,
+        data_ready=tuple(step for step in state.data_ready if step > state.step),
+        **FRESH_STEP,
+    )
+    request_data(turn)
+    ask_logs(turn)
+    advance(turn)
 
 
 def _on_reduced(turn: MemberTurn, event: ev.Reduced) -> None:
     state = turn.state
     if not state.is_at_work:
         return
+    if state.phase is Phase.FENCED:
+        return  # too late to be the commit; the decision speaks next
     if event.step != state.step or state.stage != 0 or not state.is_full:
         raise ProtocolError(f"the body answered Reduced({event.step}) in step {state.step}")
     # R1: stage 0's own last backward is done and all that rides up was part of its input.
     parts = state.parts.plus(Parts(is_finite=event.is_finite))
     halts = not parts.is_finite and state.granted.on_nonfinite is NonFinitePolicy.HALT
     verdict = Verdict(is_finite=parts.is_finite, skip=halts or not parts.has_weight)
+    if state.phase is Phase.CATCHING_UP:
+        # Nobody knew it. All who wait must get the same one, so it is journalled before it counts.
+        made = msg.VerdictMade(**turn.of_epoch, step=state.step, verdict=verdict)
+        turn.tell(made, "control", Slot(kind="verdict", step=state.step))
+        return
     marks = set(state.marks_asked)
     if halts:
         marks = {Mark.SNAPSHOT, Mark.STOP}  # keep the state from before the bad step
@@ -258,24 +274,34 @@ def _take_commit(turn: MemberTurn, commit: msg.Commit) -> None:
         )
         turn.tell(done)
     turn.do(ev.Apply(step=commit.step, verdict=commit.verdict))
-    marks = commit.marks
-    if Mark.SNAPSHOT in marks or Mark.FINISH in marks:
-        turn.do(ev.Snapshot(version=commit.step + 1, layer=state.layers.start))
-    ending = next((mark for mark in (Mark.FINISH, Mark.STOP) if mark in marks), None)
-    verdicts = (*state.verdicts, StepVerdict(step=commit.step, verdict=commit.verdict))[-2:]
+    verdicts = (*state.verdicts, StepVerdict(step=commit.step, verdict=commit.verdict))
     turn.set(
         step=commit.step + 1,
-        verdicts=verdicts,
-        ending=ending,
+        verdicts=verdicts if state.recovers else verdicts[-2:],
         tied_due=_tied_passing(state),
         data_ready=tuple(step for step in state.data_ready if step > commit.step),
         **FRESH_STEP,
     )
-    if Mark.EVALUATE in marks:
-        begin_evaluation(turn, commit.step + 1)
-    if ending is None:
+    carry_out_marks(turn, commit.step + 1, commit.marks)
+    if turn.state.ending is None:
         request_data(turn)
     advance(turn)
+
+
+def carry_out_marks(turn: MemberTurn, version: int, marks: tuple[Mark, ...]) -> None:
+    """What every stage does at the same version (R4): after its Apply was issued, before any op."""
+    state = turn.state
+    to_disk = Mark.SNAPSHOT in marks or Mark.FINISH in marks
+    if to_disk:
+        turn.set(shards_due=(*state.shards_due, version))
+    if Mark.WAVE in marks:
+        turn.set(waves_due=(*state.waves_due, version))
+    if to_disk or Mark.WAVE in marks:
+        turn.do(ev.Snapshot(version=version, layer=state.layers.start))
+    ending = next((mark for mark in (Mark.FINISH, Mark.STOP) if mark in marks), None)
+    turn.set(ending=ending)
+    if Mark.EVALUATE in marks:
+        begin_evaluation(turn, version)
 
 
 def _tied_passing(state: MemberState) -> tuple[int, ...]:
@@ -294,43 +320,36 @@ def _on_applied(turn: MemberTurn, event: ev.Applied) -> None:
         return
     if event.step != state.version or state.step != state.version + 1:
         raise ProtocolError(f"the body answered Applied({event.step}) at version {state.version}")
-    turn.set(version=state.step)
-    for tie in state.granted.ties:
-        owner, borrowers = tie.stages(state.plan)
-        if owner == state.stage and borrowers and state.downstream:
-            # Before any F of the next step leaves here, so the channel keeps them in order.
-            slot = Slot(kind="tied", step=event.step, layer=tie.owner_layer)
-            message = msg.Tied(**turn.of_epoch, step=event.step, layer=tie.owner_layer)
-            turn.pass_on(state.downstream, message, slot)
-    if state.ending is Mark.STOP:
+    turn.set(version=event.step + 1)
+    if state.phase is Phase.CATCHING_UP:
+        return
+    _send_tied(turn, event.step)
+    if state.ending is Mark.STOP and state.phase is Phase.RUN:
         turn.set(phase=Phase.STOPPED)
 
 
-def _on_snapshotted(turn: MemberTurn, event: ev.Snapshotted) -> None:
+def _send_tied(turn: MemberTurn, step: int) -> None:
+    """Before any F of the next step leaves here, so the channel keeps them in order."""
     state = turn.state
-    if not state.is_at_work:
-        return
-    if event.version != state.version:
-        raise ProtocolError(f"the body answered {event} at version {state.version}")
-    is_final = state.ending is Mark.FINISH and event.version == state.steps
-    layers = state.layers
-    shard = msg.StageState(
-        **turn.of_epoch,
-        version=event.version,
-        first_layer=layers.start,
-        last_layer=layers.stop - 1,
-        is_final=is_final,
-    )
-    turn.tell(shard, "bulk", Slot(kind="state", step=event.version, layer=layers.start))
-    if is_final:
-        turn.set(phase=Phase.FINISHED)  # stays until the coordinator has the result: Release
+    for tie in state.granted.ties:
+        owner, borrowers = tie.stages(state.plan)
+        if owner == state.stage and borrowers and state.downstream:
+            slot = Slot(kind="tied", step=step, layer=tie.owner_layer)
+            message = msg.Tied(**turn.of_epoch, step=step, layer=tie.owner_layer)
+            turn.pass_on(state.downstream, message, slot)
+
+
+def _on_tied_lent(turn: MemberTurn, event: ev.TiedLent) -> None:
+    if turn.state.is_at_work:
+        _send_tied(turn, event.step)
 
 
 def request_data(turn: MemberTurn) -> None:
     state = turn.state
     if state.stage != 0 and not state.is_last:
         return
-    upto = min(state.step + PREFETCH_STEPS, state.steps)
+    last = state.granted.base if state.phase is Phase.CATCHING_UP else state.steps
+    upto = min(state.step + PREFETCH_STEPS, last)
     for step in range(state.data_requested, upto):
         turn.do(ev.RequestData(step=step))
     turn.set(data_requested=max(upto, state.data_requested))
@@ -338,7 +357,7 @@ def request_data(turn: MemberTurn) -> None:
 
 def _on_data_ready(turn: MemberTurn, event: ev.DataReady) -> None:
     state = turn.state
-    if state.phase is not Phase.RUN or event.step < state.step:
+    if state.phase not in (Phase.RUN, Phase.CATCHING_UP) or event.step < state.step:
         return
     if event.step >= state.data_requested or event.step in state.data_ready:
         raise ProtocolError(f"the body answered DataReady({event.step}), which was not asked")
@@ -371,7 +390,8 @@ STEP_HANDLERS: dict[type, Callable[[MemberTurn, Any], None]] = {
     ev.StepFinished: _on_step_finished,
     ev.Reduced: _on_reduced,
     ev.Applied: _on_applied,
-    ev.Snapshotted: _on_snapshotted,
+    ev.Snapshotted: on_snapshotted,
+    ev.TiedLent: _on_tied_lent,
     ev.EvalDataReady: _then_advance(on_eval_data_ready),
     ev.EvalDone: on_eval_done,
     ev.EvaluationFinished: on_evaluation_finished,

@@ -53,12 +53,22 @@ class MemberTurn:
         self.actions.append(action)
 
     def tell(self, message: msg.Message, lane: Any = "control", *attach: Slot) -> None:
-        """Sends to the coordinator."""
+        """Sends to the coordinator; a fenced member says nothing but its Report (R6)."""
+        if self.state.phase is not Phase.FENCED:
+            self.answer(message, lane, *attach)
+
+    def answer(self, message: msg.Message, lane: Any = "control", *attach: Slot) -> None:
+        """Sends to the coordinator, fenced or not."""
         to = self.state.coordinator
         self.do(ev.SendMessage(to=to, message=message, lane=lane, attach=attach))
 
     def pass_on(self, to: DeviceId, message: msg.PipelineMessage, *attach: Slot) -> None:
-        self.do(ev.SendMessage(to=to, message=message, lane="pipeline", attach=attach))
+        if self.state.phase is not Phase.FENCED:
+            self.do(ev.SendMessage(to=to, message=message, lane="pipeline", attach=attach))
+
+    def request(self, to: DeviceId, message: msg.Message) -> None:
+        """Asks a peer for a copy or a log."""
+        self.do(ev.SendMessage(to=to, message=message, lane="control"))
 
     @property
     def of_epoch(self) -> dict[str, Any]:
@@ -76,7 +86,8 @@ def reject(turn: MemberTurn, sender: str, message: msg.Message, why: str) -> Non
     what = type(message).__name__
     text = f"{turn.state.device} got {what} from {sender}, refused: {why}"
     state = turn.state
-    members = state.plan.devices if state.install is not None else ()
+    plan = state.install.plan if state.install else state.enlisted and state.enlisted.plan
+    members = plan.devices if plan is not None else ()
     is_stranger = sender != state.coordinator and sender not in members
     fault = Fault(kind="ProtocolError", text=text)
     turn.do(ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger))

@@ -7,7 +7,9 @@ the `Keep` action where it arrives. Reading is strict: an unknown kind or field 
     lane       messages
     pipeline   Forward, Backward, Commit, Tied, EvalForward, EvalTaken (neighbours in the plan only)
     control    all others, StaleEpoch among them
-    bulk       Install, StageState (arrays of a whole stage)
+    bulk       Install, StageState, Chunk, Seal (arrays of a whole stage)
+
+Those of losses, copies and restarts stand in `recovery_messages`.
 """
 
 from __future__ import annotations
@@ -21,20 +23,40 @@ from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from ..core.schedule import Op
 from ..errors import CrowdMeshError, FormatError
-from .common import EvaluationPlan, Fault, Mark, NonFinitePolicy, Parts, Tie, Verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OfEpoch:
-    run: str
-    epoch: int
-
+from .common import (
+    EvaluationPlan,
+    Fault,
+    Mark,
+    NonFinitePolicy,
+    OfEpoch,
+    Parts,
+    StepVerdict,
+    Tie,
+    Verdict,
+)
+from .evidence import LayerHolders, Source
+from .recovery_messages import (
+    Assign,
+    Attach,
+    Attached,
+    Chunk,
+    Discard,
+    Enlist,
+    Fence,
+    Fetch,
+    FetchLog,
+    Report,
+    Seal,
+    Stored,
+    VerdictKnown,
+    VerdictMade,
+)
 
 # Pipeline -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forward(_OfEpoch):
+class Forward(OfEpoch):
     """F: the activation of a microbatch crosses `cut` (the boundary before that layer)."""
 
     step: int
@@ -43,7 +65,7 @@ class Forward(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backward(_OfEpoch):
+class Backward(OfEpoch):
     """B: its cotangent comes back; sent even where it has no leaves (the commit point needs it)."""
 
     step: int
@@ -54,7 +76,7 @@ class Backward(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Commit(_OfEpoch):
+class Commit(OfEpoch):
     """Step `step` is committed: pass on first, then apply (R2)."""
 
     step: int
@@ -63,7 +85,7 @@ class Commit(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tied(_OfEpoch):
+class Tied(OfEpoch):
     """The value, at version `step` + 1, of the leaves that `layer` lends; follows the Commit."""
 
     step: int
@@ -71,7 +93,7 @@ class Tied(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalForward(_OfEpoch):
+class EvalForward(OfEpoch):
     """The activation of an evaluation microbatch at `version` crosses `cut`."""
 
     version: int
@@ -80,7 +102,7 @@ class EvalForward(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalTaken(_OfEpoch):
+class EvalTaken(OfEpoch):
     """The sender is done with that EvalForward: its upstream may send one more."""
 
     version: int
@@ -92,7 +114,7 @@ class EvalTaken(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Install(_OfEpoch):
+class Install(OfEpoch):
     """Grants the epoch: this stage, from version `base`, with these neighbours."""
 
     term: int
@@ -108,38 +130,53 @@ class Install(_OfEpoch):
     evaluation: EvaluationPlan | None = None
     """When stage 0 puts the evaluate mark into a Commit, and how many microbatches follow it."""
     heartbeat_s: float = 0.5
-    action: Literal["restore"] = "restore"
-    """What becomes of the stage's state; "keep" and "apply" come with recovery."""
+    action: Literal["keep", "apply", "restore"] = "restore"
+    """What becomes of the stage's state: it stays, at `base`; the gradient held leads there; or it
+    is loaded from copies."""
+    state_version: int | None = None
+    """Of the copies; below `base` the stage replays. None: `base`."""
+    sources: tuple[Source, ...] = ()
+    """Of "restore": copies to fetch, or to take if they are held here; (): the frame brings all."""
+    verdicts: tuple[StepVerdict, ...] = ()
+    """Known ones of steps to replay or apply; their arrays follow "install"'s in the frame."""
+    resend_ties: bool = False
+    """Owners lend their leaves anew when the epoch starts: some borrowers may have old values."""
+    holders: tuple[LayerHolders, ...] = ()
+    """Who keeps copies of which layers."""
+    log_steps: int | None = None
+    """Boundary logs reach so many steps back (R17). None: a loss ends the run, no logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure(_OfEpoch):
+class Measure(OfEpoch):
     """Time the stage's programs, alone: no other member computes meanwhile."""
 
     repeats: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resume(_OfEpoch):
+class Resume(OfEpoch):
     """Every member is Ready: go. The commit of step `steps` - 1 carries the finish mark."""
 
     steps: int
+    marks: tuple[Mark, ...] = ()
+    """Carried out at `base` before any step, as if the Commit that led there had brought them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskMarks(_OfEpoch):
+class AskMarks(OfEpoch):
     """Asks stage 0 to put these marks into its next Commit (R4)."""
 
     marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release(_OfEpoch):
+class Release(OfEpoch):
     """The result is safe: unload, wait for another run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Halt(_OfEpoch):
+class Halt(OfEpoch):
     """The run ended early: unload, wait for another run."""
 
     fault: Fault
@@ -160,12 +197,12 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ready(_OfEpoch):
+class Ready(OfEpoch):
     """The stage is loaded, compiled, joined to its neighbours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured(_OfEpoch):
+class Measured(OfEpoch):
     """Answer to Measure."""
 
     seconds: Mapping[str, float]
@@ -173,7 +210,7 @@ class Measured(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done(_OfEpoch):
+class Done(OfEpoch):
     """Stage 0 committed a step."""
 
     step: int
@@ -182,7 +219,7 @@ class Done(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss(_OfEpoch):
+class Loss(OfEpoch):
     """The last stage's loss and metrics of a step; shown once the step is Done."""
 
     step: int
@@ -190,7 +227,7 @@ class Loss(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated(_OfEpoch):
+class Evaluated(OfEpoch):
     """The last stage's loss and metrics over all evaluation microbatches, at `version`."""
 
     version: int
@@ -198,7 +235,7 @@ class Evaluated(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageState(_OfEpoch):
+class StageState(OfEpoch):
     """A shard of a wave: the stage's state at `version`, arrays attached."""
 
     version: int
@@ -217,7 +254,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat(_OfEpoch):
+class Heartbeat(OfEpoch):
     """Alive, and how far."""
 
     phase: str
@@ -228,7 +265,7 @@ class Heartbeat(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Suspect(_OfEpoch):
+class Suspect(OfEpoch):
     """The sender's channel to a neighbour broke."""
 
     device: DeviceId
@@ -236,7 +273,7 @@ class Suspect(_OfEpoch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Error(_OfEpoch):
+class Error(OfEpoch):
     """The sender cannot go on."""
 
     fault: Fault
@@ -262,6 +299,8 @@ Message = (
     | Install | Measure | Resume | AskMarks | Release | Halt
     | Hello | Ready | Measured | Done | Loss | Evaluated | StageState | Heartbeat | Suspect | Error
     | StaleEpoch
+    | Fence | Report | Enlist | VerdictMade | VerdictKnown | Chunk | Seal | Stored | Fetch
+    | FetchLog | Discard | Assign | Attach | Attached
 )  # fmt: skip
 
 MESSAGES: tuple[type, ...] = (
@@ -269,6 +308,8 @@ MESSAGES: tuple[type, ...] = (
     Install, Measure, Resume, AskMarks, Release, Halt,
     Hello, Ready, Measured, Done, Loss, Evaluated, StageState, Heartbeat, Suspect, Error,
     StaleEpoch,
+    Fence, Report, Enlist, VerdictMade, VerdictKnown, Chunk, Seal, Stored, Fetch, FetchLog,
+    Discard, Assign, Attach, Attached,
 )  # fmt: skip
 _BY_KIND = {cls.__name__: cls for cls in MESSAGES}
 

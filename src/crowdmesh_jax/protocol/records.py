@@ -15,6 +15,9 @@ from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from ..errors import CrowdMeshError, FormatError
 from .common import Fault, Verdict
+from .decision import StageAction
+from .evidence import LayerHolders
+from .judgement import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,7 @@ class Epoch:
 
     epoch: int
     lost: tuple[DeviceId, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,23 @@ class Decision:
     base: int
     plan: PipelinePlan
     steps: int
+    crew: tuple[DeviceId, ...] = ()
+    """All members of the epoch, with and without a stage; (): those of the plan."""
+    holders: tuple[LayerHolders, ...] = ()
+    actions: tuple[StageAction, ...] = ()
+    """What becomes of each stage; (): all are restored from the checkpoint of `base`."""
+    runs: tuple[Run, ...] = ()
+    is_rollback: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictDecided:
+    """The verdict of a step that no survivor knew, made anew; all who wait get this one."""
+
+    epoch: int
+    step: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +107,12 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """Every layer's state at `version` is safe (for now: in a checkpoint with its manifest)."""
+    """Every layer's state at `version` is safe: with its owner and the holders, or on disk."""
 
     epoch: int
     version: int
+    ledger: tuple[LayerHolders, ...] = ()
+    """Who has which layers, owners first; (): the coordinator's disk has all, with a manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +135,11 @@ class Halted:
 
 Record = (
     Term | Epoch | Decision | MembersMeasured | Resumed | StepCommitted | Evaluation | Best | Wave
-    | Finish | Halted
+    | Finish | Halted | VerdictDecided
 )  # fmt: skip
 RECORDS: tuple[type, ...] = (
     Term, Epoch, Decision, MembersMeasured, Resumed, StepCommitted, Evaluation, Best, Wave, Finish,
-    Halted,
+    Halted, VerdictDecided,
 )  # fmt: skip
 JOURNAL_FIELDS = ("seq", "at_s")
 """What a journal adds to a record: its number, and when it was written (Unix time)."""

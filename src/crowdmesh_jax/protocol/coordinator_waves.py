@@ -1,0 +1,108 @@
+"""Waves of copies in the coordinator machine: asked for, acknowledged, journalled, then discarded.
+
+A wave is complete when each layer's owner and every holder assigned to it has acknowledged the same
+version in this epoch (R13). It blocks nobody, and dies with its epoch (R16).
+"""
+
+from __future__ import annotations
+
+from ..core.crowd import DeviceId
+from . import coordinator_events as ev
+from . import messages as msg
+from . import records
+from .common import Mark
+from .coordinator_state import Ack, CoordinatorState, Phase
+from .coordinator_turn import RunTurn
+from .evidence import LayerHolders
+
+
+def ask_wave_when_due(turn: RunTurn) -> None:
+    """After a Done: the mark rides in a later Commit, at a version that stage 0 chooses (R4)."""
+    state = turn.state
+    terms = state.recovery
+    is_ending = state.ending is not None or state.stop_reason is not None
+    if terms is None or state.wave_asked_s is not None or is_ending:
+        return
+    due = state.committed + 1 - state.wave_from >= terms.wave_every
+    if due and state.committed + 1 < state.started.steps:
+        turn.set(wave_asked_s=turn.now_s, wave_from=state.committed + 1)
+        turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=(Mark.WAVE,)))
+
+
+def note_wave_mark(turn: RunTurn, message: msg.Done) -> None:
+    if Mark.WAVE in message.marks:
+        turn.set(wave_from=message.step + 1)
+
+
+def on_stored(turn: RunTurn, sender: str, message: msg.Stored) -> None:
+    """A member has a copy, whole. Of this epoch only: its own snapshots, and uploads of them."""
+    state = turn.state
+    copy = message.copy
+    if copy.tag != state.epoch or copy.version <= state.durable:
+        return
+    ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(sender))
+    if ack not in state.acks:
+        turn.set(acks=(*state.acks, ack))
+    if not missing_acks(turn.state, copy.version):
+        _complete_wave(turn, copy.version)
+
+
+def awaited_acks(state: CoordinatorState, version: int) -> set[Ack]:
+    """Owners and assigned holders of all layers."""
+    wanted = set()
+    for stage in state.plan.stages:
+        devices = [stage.device]
+        for entry in state.holders:
+            if entry.first_layer == stage.first_layer:
+                devices += entry.devices
+        wanted |= {
+            Ack(version=version, first_layer=stage.first_layer, device=device) for device in devices
+        }
+    return wanted
+
+
+def missing_acks(state: CoordinatorState, version: int) -> set[Ack]:
+    return awaited_acks(state, version) - set(state.acks)
+
+
+def _complete_wave(turn: RunTurn, version: int) -> None:
+    state = turn.state
+    acked = awaited_acks(state, version)
+    ledger = tuple(
+        LayerHolders(
+            first_layer=stage.first_layer,
+            last_layer=stage.last_layer,
+            devices=(
+                stage.device,
+                *sorted(
+                    ack.device
+                    for ack in acked
+                    if ack.first_layer == stage.first_layer and ack.device != stage.device
+                ),
+            ),
+        )
+        for stage in state.plan.stages
+    )
+    turn.journal(records.Wave(epoch=state.epoch, version=version, ledger=ledger))
+    turn.set(
+        durable=version,
+        wave_asked_s=None,
+        acks=tuple(ack for ack in state.acks if ack.version > version),
+    )
+    for device in state.party:
+        turn.send(device, msg.Discard(**turn.of_epoch, version=version))
+    turn.do(ev.Announce(news=ev.WaveKept(version=version)))
+    ask_wave_when_due(turn)
+
+
+def give_up_late_wave(turn: RunTurn) -> None:
+    """Trap (f): a holder that never acknowledges must not keep the next wave from being asked."""
+    state = turn.state
+    terms = state.recovery
+    if terms is None or state.wave_asked_s is None or state.phase is not Phase.RUNNING:
+        return
+    if turn.now_s - state.wave_asked_s <= terms.wave_s:
+        return
+    missing = {ack.device for ack in missing_acks(state, state.wave_from)}
+    turn.set(wave_asked_s=None)
+    turn.do(ev.Announce(news=ev.WaveGivenUp(missing=tuple(sorted(missing)))))

@@ -1,0 +1,214 @@
+"""Devices leave, training goes on: whole recoveries in virtual time, under any order of events.
+
+The crowd checks the invariants after each event; here are the stories, and runs by chance.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from crowdmesh_jax.core import values
+from crowdmesh_jax.errors import InvalidValueError
+from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, records
+from crowdmesh_jax.protocol import coordinator_events as ce
+from crowdmesh_jax.protocol import member_events as me
+
+from .chaos import FAULTS, Chaos
+from .crowd import Crowd
+
+
+def completes(crowd: Crowd) -> Crowd:
+    crowd.run()
+    assert crowd.hub.fault is None, crowd.hub.fault
+    assert crowd.hub.completed == crowd.begin.steps
+    assert sorted(crowd.hub.shown) == list(range(crowd.begin.steps))
+    return crowd
+
+
+def running(crowd: Crowd, committed: int, more: int = 0) -> Crowd:
+    """Runs to `committed` steps, and some events beyond."""
+    crowd.run(until=lambda: crowd.hub.state.committed >= committed and crowd.hub.state.was_resumed)
+    for _ in range(more):
+        crowd.step()
+    return crowd
+
+
+def decisions(crowd: Crowd) -> list[records.Decision]:
+    return crowd.hub.decisions[1:]
+
+
+def test_an_undisturbed_run_keeps_waves_and_discards():
+    crowd = completes(Crowd(seed=1))
+    kinds = [plain["kind"] for plain in crowd.hub.journal]
+    assert kinds.count("Epoch") == 1
+    assert crowd.hub.durable == 8
+    assert kinds.count("Wave") > 2
+
+
+@pytest.mark.parametrize("victim", ["d0", "d1", "d2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_stage_is_replayed_and_nothing_is_lost(victim, seed):
+    crowd = running(Crowd(seed=seed, steps=7), seed + 2, random.Random(seed).randint(0, 30))
+    crowd.kill(victim)
+    completes(crowd)
+    (decision,) = decisions(crowd)
+    assert not decision.is_rollback
+    assert decision.plan.devices.count(victim) == 0
+    waves = [r for r in crowd.hub.records if isinstance(r, records.Wave) and r.ledger]
+    later = [wave.version for wave in waves if wave.epoch == decision.epoch]
+    assert later[0] >= decision.base, "R16: a wave starts at once at the new base"
+
+
+def test_two_neighbours_lost_at_once_are_replayed_as_one_run():
+    crowd = running(Crowd(seed=5, stages=4, spares=3, copies=2, steps=8), 5)
+    crowd.kill("d1")
+    crowd.kill("d2")
+    completes(crowd)
+    assert sorted(set(crowd.names) - {"d1", "d2"}) >= sorted(decisions(crowd)[-1].plan.devices)
+
+
+def test_a_second_loss_in_the_middle_of_a_replay_is_decided_afresh():
+    crowd = running(Crowd(seed=3, spares=3, copies=2, steps=8), 4)
+    crowd.kill("d1")
+    crowd.run(until=lambda: any(m.state.phase.value == "catching up" for m in living(crowd)))
+    (replayer,) = [m for m in living(crowd) if m.state.phase.value == "catching up"]
+    crowd.kill(replayer.name)
+    completes(crowd)
+    assert [d.epoch for d in decisions(crowd)] == sorted({d.epoch for d in decisions(crowd)})
+
+
+def living(crowd: Crowd) -> list[Any]:
+    return [body for body in crowd.members.values() if not body.is_dead]
+
+
+def test_a_zombie_is_told_comes_back_as_a_newcomer_and_may_serve_again():
+    crowd = running(Crowd(seed=4, steps=9), 3)
+    crowd.suspect("d1")
+    zombie = crowd.members["d1"]
+    crowd.run(until=lambda: zombie.state.phase.value == "idle")
+    assert zombie.state.install is None
+    assert zombie.copies, "its stage was freed into a copy"
+    assert zombie.state.logs == ()
+    crowd.run(until=lambda: "d1" in crowd.hub.state.members)
+    crowd.kill("d2")
+    completes(crowd)
+
+
+def test_a_coordinator_that_comes_back_finds_everyone_training():
+    crowd = running(Crowd(seed=6, steps=9), 3)
+    before = crowd.hub.state.epoch
+    crowd.crash_hub(down_s=3.0)
+    completes(crowd)
+    assert crowd.hub.state.epoch == before
+    kinds = [plain["kind"] for plain in crowd.hub.journal]
+    assert kinds.count("Term") == 2
+    assert kinds.count("Epoch") == 1
+    shown = [loss for loss in crowd.hub.shown.values() if loss == loss]
+    assert len(shown) == 9, "members kept the losses that nobody was there to hear"
+
+
+@pytest.mark.parametrize("after_actions", range(1, 8))
+def test_a_coordinator_that_dies_within_a_recovery_opens_the_next_epoch(after_actions):
+    crowd = running(Crowd(seed=7, steps=7), 3)
+    crowd.kill("d1")
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "deciding")
+    crowd.crash_hub(after_actions=after_actions, down_s=1.0)
+    completes(crowd)
+    epochs = [r.epoch for r in crowd.hub.records if isinstance(r, records.Epoch)]
+    assert epochs == sorted(set(epochs))
+
+
+def test_a_run_without_enough_copies_waits_and_then_halts_naming_the_layers():
+    crowd = running(Crowd(seed=8, spares=2, steps=30), 6)
+    crowd.kill("d1")
+    crowd.kill("s1")
+    crowd.kill("s0")
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "waiting")
+    assert any(isinstance(news, ce.Waiting) for news in crowd.hub.news)
+    crowd.run(events=200_000)
+    assert crowd.hub.fault is not None
+    assert "the run cannot go on" in crowd.hub.fault.text
+
+
+def test_a_device_that_returns_ends_the_wait():
+    crowd = running(Crowd(seed=8, spares=0, steps=6, snapshot_every=1), 3)
+    crowd.kill("d1")
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "waiting")
+    crowd.restart("d1")
+    completes(crowd)
+
+
+def test_states_survive_json_in_the_middle_of_a_recovery():
+    crowd = running(Crowd(seed=9, steps=6), 2)
+    crowd.kill("d1")
+    for _ in range(12):
+        for _ in range(12):
+            crowd.step()
+        hub = crowd.hub.state
+        assert values.from_plain(CoordinatorState, values.to_plain(hub)) == hub
+        for body in crowd.members.values():
+            assert values.from_plain(MemberState, values.to_plain(body.state)) == body.state
+
+
+def test_a_fenced_member_says_nothing_but_its_report():
+    crowd = running(Crowd(seed=10, steps=9), 3)
+    said: list[Any] = []
+    send = crowd.send
+
+    def watch(sender: str, to: str, message: Any, *rest: Any) -> None:
+        body = crowd.members.get(sender)
+        if body is not None and body.state.phase.value == "fenced":
+            said.append(type(message))
+        send(sender, to, message, *rest)
+
+    crowd.send = watch  # type: ignore[method-assign]
+    crowd.kill("d2")
+    completes(crowd)
+    assert set(said) <= {messages.Report, messages.Chunk, messages.Seal}
+    assert messages.Report in said
+
+
+def test_an_install_without_its_fence_is_refused():
+    crowd = running(Crowd(seed=11), 2)
+    body = crowd.members["d1"]
+    install = body.state.granted
+    before = body.state
+    later = values.from_plain(
+        messages.Install, {**values.to_plain(install), "epoch": install.epoch + 1}
+    )
+    from crowdmesh_jax.protocol import member
+
+    state, (action,) = member.handle(
+        before, me.MessageReceived(sender="hub", message=later), crowd.now_s
+    )
+    assert isinstance(action.message, messages.StaleEpoch)
+    assert state.active == before.active
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_runs_by_chance_end_with_every_invariant_whole(kind):
+    ends = {Chaos(seed, kinds=(kind,)).run() for seed in range(4)}
+    assert "done" in ends
+
+
+@pytest.mark.parametrize("seed", range(100, 112))
+def test_all_kinds_of_faults_mixed(seed):
+    assert Chaos(seed, faults=4).run() in ("done", "halted")
+
+
+@pytest.mark.long
+def test_a_million_events():
+    events, seed = 0, 10_000
+    while events < 1_000_000:
+        chaos = Chaos(seed, faults=random.Random(seed).randint(1, 6))
+        chaos.run()
+        events += chaos.crowd.events
+        seed += 1
+
+
+def test_the_terms_of_recovery_are_checked():
+    with pytest.raises(InvalidValueError, match="wave_every"):
+        ce.RecoveryTerms(wave_every=0)
