@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import event, given, settings
 from partition_problems import chain_profile, problems, random_crowd, random_profile
 
-from crowdmesh_jax.core import Crowd, PipelinePlan
+from crowdmesh_jax.core import Crowd, DeviceId, Link, PipelinePlan
 from crowdmesh_jax.errors import InfeasibleError, InvalidValueError
 from crowdmesh_jax.solvers import (
     PartitionProblem,
@@ -21,7 +22,7 @@ from crowdmesh_jax.solvers import (
 )
 from crowdmesh_jax.solvers.partition.arrays import Costs
 from crowdmesh_jax.solvers.partition.bounds import MOST_DEVICES, handed_over
-from crowdmesh_jax.solvers.partition.dp import DpSolver
+from crowdmesh_jax.solvers.partition.dp import DpSolver, Labels
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables
 
@@ -134,3 +135,103 @@ def test_a_limit_too_short_for_a_proof_leaves_a_plan_and_its_gap():
     assert 0 < result.gap < 1
     with pytest.raises(InvalidValueError, match="time_limit_s must be > 0"):
         DpSolver(time_limit_s=0.0)
+
+
+def test_what_is_dearer_by_rounding_alone_takes_no_proof_away():
+    proven = 0
+    for seed in range(16):
+        rng = random.Random(seed)
+        rate, latency_s = rng.uniform(1e6, 1e8), rng.uniform(0, 0.01)
+        crowd = Crowd.local([1.0] * 4, bandwidth_bytes_per_s=rate, latency_s=latency_s)
+        # No two are alike, so that orders which cost the same are all looked at.
+        devices = tuple(
+            replace(device, memory_bytes=device.memory_bytes + index)
+            for index, device in enumerate(crowd.devices)
+        )
+        profile = chain_profile(5, microbatches=rng.randint(2, 9))
+        crowd = replace(crowd, devices=devices)
+        tables = Tables(PartitionProblem(profile=profile, crowd=crowd, compile_peak_bytes=0))
+        search = Labels(tables, math.inf, [])
+        proven += search.run() == search.best_s
+    assert proven == 16
+
+
+def apart(problem: PartitionProblem) -> PartitionProblem:
+    """No two devices alike."""
+    devices = tuple(
+        replace(device, memory_bytes=device.memory_bytes + index)
+        for index, device in enumerate(problem.crowd.devices)
+    )
+    return replace(problem, crowd=replace(problem.crowd, devices=devices))
+
+
+def random_tables(seed: int, **more) -> Tables:
+    rng = random.Random(seed)
+    devices = ["d0", "d1", "d2"]
+    return Tables(
+        apart(
+            PartitionProblem(
+                profile=random_profile(rng, devices, 5),
+                crowd=random_crowd(rng, devices, 5),
+                schedule=rng.choice(["1f1b", "eager", "gpipe"]),
+                compile_peak_bytes=0,
+                **more,
+            )
+        )
+    )
+
+
+def test_with_slack_it_also_finds_what_is_nearly_as_good():
+    looked = 0
+    for seed in range(24):
+        tables = random_tables(seed)
+        first = Labels(tables, math.inf, [])
+        first.run()
+        if not first.chains:
+            continue
+        more = Labels(tables, math.inf, list(first.chains), slack=0.3)
+        more.run()
+        cap_s = first.best_s * 1.3
+        found = [(tables.cost_s(chain), chain) for chain in more.chains[len(first.chains) :]]
+        assert all(cost_s <= cap_s * (1 + 1e-9) for cost_s, _ in found)
+        # Of chains over the same devices with the same one in front, the best is kept.
+        for chain in all_chains(tables):
+            if tables.cost_s(chain) < cap_s * (1 - 1e-6):
+                used = {segment.device for segment in chain}
+                assert any(
+                    cost_s <= tables.cost_s(chain) * (1 + 1e-9)
+                    for cost_s, other in found
+                    if other[0].device == chain[0].device
+                    and {segment.device for segment in other} == used
+                )
+                looked += tables.cost_s(chain) > first.best_s * 1.01
+    assert looked > 20
+
+
+def test_it_stops_at_the_most_chains_asked_for_and_claims_no_more_than_it_knows():
+    stopped = 0
+    for seed in range(12):
+        tables = random_tables(seed)
+        best_s = min(map(tables.cost_s, all_chains(tables)), default=math.inf)
+        search = Labels(tables, math.inf, [], slack=5.0, most=2)
+        assert search.run() <= best_s
+        assert len(search.chains) <= 2
+        stopped += len(search.chains) == 2
+        late = Labels(tables, -math.inf, [])
+        assert late.run() <= best_s
+        assert late.chains == []
+    assert stopped > 6
+
+
+def test_devices_that_differ_in_anything_are_no_twins():
+    crowd = Crowd.local((1.0, 1.0, 1.0))
+    plain = PartitionProblem(profile=chain_profile(4), crowd=crowd)
+    assert Tables(plain).twins == ((), (0,), (0, 1))
+    assert Tables(apart(plain)).twins == ((), (), ())
+    one_way = Link(
+        source=DeviceId("device-0"), target=DeviceId("device-1"), bandwidth_bytes_per_s=1e6
+    )
+    # 0 and 1 differ in the wires between them, and each of them from 2.
+    assert Tables(replace(plain, crowd=replace(crowd, links=(one_way,)))).twins == ((), (), ())
+    must = replace(plain, requires=["device-2"])
+    assert Tables(must).twins == ((), (0,), ())

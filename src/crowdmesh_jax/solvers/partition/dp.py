@@ -163,7 +163,8 @@ class Labels:
         while heap:
             least_s, _, label = heapq.heappop(heap)
             if least_s > self._cap_s or len(self.chains) - begun >= self.most:
-                return min(least_s, self.best_s)
+                # Sums of another order differ in their last bit: that is no better chain.
+                return self.best_s if least_s > self.best_s * (1 - _BETTER) else least_s
             if time.monotonic() > self.until_s:
                 return least_s
             if label.first == 0:
