@@ -9,6 +9,7 @@ import time
 from partition_problems import random_crowd, random_profile
 
 from crowdmesh_jax.solvers import PartitionProblem
+from crowdmesh_jax.solvers.partition import few as few_module
 from crowdmesh_jax.solvers.partition.arrays import table_work
 from crowdmesh_jax.solvers.partition.dp import Labels
 from crowdmesh_jax.solvers.partition.few import chains_of_few, promising
@@ -76,3 +77,53 @@ def test_memory_lines_are_those_of_the_tables_they_are_taken_from():
     one = Tables(problem(2))
     other = Tables(problem(2), like=one)
     assert other.segments == one.segments
+
+
+def test_the_fastest_devices_are_the_promising_ones_and_what_must_be_is_never_dropped():
+    tables = Tables(problem(3))
+    rows = [
+        tables.problem.profile.layer_seconds(tables.problem.crowd, device)
+        for device in tables.devices
+    ]
+    took_s = [sum(row.forward_s + row.backward_s for row in own) for own in rows]
+    order = sorted(range(len(rows)), key=lambda device: (took_s[device], device))
+    for count in range(1, len(rows) + 1):
+        assert promising(tables, [], count) == sorted(order[:count])
+    slow = Tables(problem(3, requires=(tables.devices[order[-1]], tables.devices[order[-2]])))
+    assert promising(slow, [], 1) == sorted(order[-2:])
+
+
+class Seen:
+    """Stands for the search: keeps what it was asked, finds nothing."""
+
+    asked: tuple = ()
+
+    def __init__(self, tables, until_s, chains, **options):
+        Seen.asked = (tables, until_s, options)
+        self.chains = chains
+
+    def run(self):
+        return math.inf
+
+
+def test_the_search_gets_no_larger_tables_than_asked_for_and_all_its_options(monkeypatch):
+    monkeypatch.setattr(few_module, "Labels", Seen)
+    tables = Tables(problem(1))
+    for devices in range(2, len(DEVICES) + 1):
+        work = table_work(tables, devices)
+        chains_of_few(tables, [], math.inf, work=work, slack=0.25, most=7)
+        own, until_s, options = Seen.asked
+        assert len(own.devices) == devices
+        assert until_s == math.inf
+        assert options == {"slack": 0.25, "most": 7}
+
+
+def test_nothing_is_searched_without_time_or_where_too_many_devices_must_be(monkeypatch):
+    monkeypatch.setattr(few_module, "Labels", Seen)
+    Seen.asked = ()
+    tables = Tables(problem(1))
+    assert chains_of_few(tables, [], time.monotonic() - 1, work=1e9) == []
+    assert chains_of_few(tables, [], math.inf, work=table_work(tables, 1)) == []
+    must = Tables(problem(1, requires=("d1", "d3", "d5")))
+    assert chains_of_few(must, [], math.inf, work=table_work(must, 2)) == []
+    assert Seen.asked == ()
