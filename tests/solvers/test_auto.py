@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,9 @@ from partition_problems import chain_profile, problems, random_crowd, random_pro
 from crowdmesh_jax.core import Crowd
 from crowdmesh_jax.errors import InfeasibleError, InvalidValueError, UnknownSolverError
 from crowdmesh_jax.solvers import PartitionProblem, plan_faults, solve, solve_exhaustive
+from crowdmesh_jax.solvers.partition import auto as auto_module
 from crowdmesh_jax.solvers.partition.auto import AutoSolver
+from crowdmesh_jax.solvers.partition.finish import finish
 
 CROWD = Crowd.local((1.0, 0.5, 0.001))
 
@@ -108,3 +111,86 @@ def test_a_problem_without_an_answer_says_why():
         problem = PartitionProblem(profile=chain_profile(4), crowd=tiny, schedule=schedule)
         with pytest.raises(InfeasibleError, match="CM-203"):
             solve(problem, solver="auto", also=("even",))
+
+
+def stand_in(monkeypatch, **parts):
+    for name, part in parts.items():
+        monkeypatch.setattr(auto_module, name, part)
+
+
+TWO = PartitionProblem(
+    profile=chain_profile(6), crowd=Crowd.local((1.0, 0.9)), objective="closed_form"
+)
+
+
+def test_a_rival_with_the_shorter_step_wins(monkeypatch):
+    poor = solve(replace(TWO, max_stages=1, devices=["device-1"]), solver="single_best")
+    stand_in(monkeypatch, solve_without_sharing=lambda problem, budget_s: poor)
+    assert solve(TWO, solver="auto").plan == poor.plan
+    won = solve(TWO, solver="auto", also=("single_best", "even"))
+    assert won.solver.startswith("auto/")
+    assert won.predicted.step_s == min(
+        solve(TWO, solver=name).predicted.step_s for name in ("single_best", "even")
+    )
+
+
+def test_rivals_answer_where_the_search_finds_nothing_and_may_refuse(monkeypatch):
+    def nothing(problem, budget_s):
+        raise InfeasibleError("none")
+
+    # Solver "eager" refuses the schedule; that is no reason to fail.
+    assert solve(TWO, solver="auto", also=("eager",)).solver == "auto"
+    stand_in(monkeypatch, solve_without_sharing=nothing)
+    assert solve(TWO, solver="auto", also=("eager", "even")).solver == "auto/even"
+    with pytest.raises(InfeasibleError, match="none"):
+        solve(TWO, solver="auto", also=("eager",))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "eager"])
+def test_the_budget_is_split_between_the_search_and_the_rest(schedule, monkeypatch):
+    asked = []
+
+    def keep(problem, until_s, end_s):
+        asked.append((until_s, end_s))
+
+    stand_in(monkeypatch, solve_by_depths=keep, _solve_by_chains=keep)
+    before_s = time.monotonic()
+    auto_module.solve_without_sharing(replace(TWO, schedule=schedule), 100.0)
+    after_s = time.monotonic()
+    ((until_s, end_s),) = asked
+    assert before_s + 75.0 <= until_s <= after_s + 75.0
+    assert before_s + 100.0 <= end_s <= after_s + 100.0
+
+
+def test_tables_that_are_too_large_are_left_alone_unless_nothing_else_is_found(monkeypatch):
+    stand_in(monkeypatch, _TABLE_WORK=0.0)
+    found = solve(TWO, solver="auto", budget_s=60.0)
+    assert not found.optimal
+    assert found.gap is None
+    stand_in(monkeypatch, good_chains=lambda tables: [], single_chains=lambda tables: [])
+    found = solve(TWO, solver="auto", budget_s=60.0)
+    assert found.optimal
+    assert len(found.plan.stages) == 2
+
+
+def test_a_crowd_too_large_for_the_tables_is_searched_in_part(monkeypatch):
+    poor = [solve(replace(TWO, max_stages=1), solver="single_best")]
+    stand_in(monkeypatch, MOST_DEVICES=1, good_chains=lambda tables: [])
+    found = solve(TWO, solver="auto", budget_s=60.0)
+    assert found.predicted.step_s < poor[0].predicted.step_s * 0.9
+    assert not found.optimal
+
+
+def test_runners_up_of_the_closed_form_are_ranked_by_the_timeline(monkeypatch):
+    ranked = []
+
+    def keep(tables, chains, **options):
+        ranked.append(len(chains))
+        return finish(tables, chains, **options)
+
+    stand_in(monkeypatch, finish=keep)
+    crowd = Crowd.local((1.0, 0.9, 0.8))
+    for objective in ("closed_form", "evaluate"):
+        problem = PartitionProblem(profile=chain_profile(8), crowd=crowd, objective=objective)
+        solve(problem, solver="auto", budget_s=60.0)
+    assert ranked[1] > ranked[0]

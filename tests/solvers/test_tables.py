@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from partition_problems import problems
+from partition_problems import chain_profile, problems, random_crowd, random_profile
 
-from crowdmesh_jax.core import PipelinePlan, Stage, predict
-from crowdmesh_jax.solvers import plan_faults
+from crowdmesh_jax.core import Crowd, DeviceId, Link, PipelinePlan, Stage, predict
+from crowdmesh_jax.solvers import PartitionProblem, plan_faults
 from crowdmesh_jax.solvers.partition.simple import all_chains
-from crowdmesh_jax.solvers.partition.tables import Tables
+from crowdmesh_jax.solvers.partition.tables import Tables, segment_memory
 
 
 def all_plans(problem):
@@ -68,8 +70,6 @@ def test_chains_are_exactly_the_plans_that_the_checker_passes(problem):
 @given(problems(max_layers=5))
 @settings(max_examples=60)
 def test_recompute_auto_fits_wherever_either_fits(problem):
-    from dataclasses import replace
-
     def cuts(mode):
         tables = Tables(replace(problem, recompute=mode))
         return {tables.rank(chain) for chain in all_chains(tables)}
@@ -86,3 +86,90 @@ def test_a_relaxation_never_loses_a_chain(problem, relaxed):
         return {tables.rank(chain) for chain in all_chains(tables)}
 
     assert ranks(Tables(problem)) <= ranks(Tables(problem, **{relaxed: True}))
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+def test_a_cut_needs_links_both_ways(one_way):
+    there = Link(
+        source=DeviceId("device-0"), target=DeviceId("device-1"), bandwidth_bytes_per_s=1e6
+    )
+    back = Link(source=DeviceId("device-1"), target=DeviceId("device-0"), bandwidth_bytes_per_s=2e6)
+    crowd = Crowd(
+        devices=Crowd.local((1.0, 0.5)).devices, links=(there,) if one_way else (there, back)
+    )
+    tables = Tables(PartitionProblem(profile=chain_profile(4), crowd=crowd))
+    cut, other = tables.cut(0, 1, 2), tables.cut(1, 0, 2)
+    if one_way:
+        assert cut is None
+        assert other is None
+        return
+    assert cut is not None
+    assert other is not None
+    down, up = tables.problem.profile.cut_bytes(2)
+    assert (cut.down_s, cut.back_s) == pytest.approx((down / 1e6, up / 2e6))
+    assert (other.down_s, other.back_s) == pytest.approx((down / 2e6, up / 1e6))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "eager"])
+def test_what_is_recomputed_costs_its_forward_again_but_for_the_last_stage(schedule):
+    problem = PartitionProblem(
+        profile=chain_profile(4), crowd=Crowd.local((1.0, 0.5)), schedule=schedule
+    )
+    plain, always = Tables(problem), Tables(replace(problem, recompute="always"))
+    for first, end in ((0, 2), (2, 4), (0, 4)):
+        one, again = plain.at(1, first, end), always.at(1, first, end)
+        assert one is not None
+        assert again is not None
+        assert again.recompute
+        made = plain.recomputed(one)
+        if end == 4:
+            assert made == one
+            assert again.compute_s == pytest.approx(one.compute_s)
+        else:
+            assert made.recompute
+            assert made.compute_s == pytest.approx(one.compute_s + one.forward_s)
+            assert again.compute_s == pytest.approx(made.compute_s)
+            assert plain.recomputed(made) == made
+
+
+@given(problems(max_layers=4, rules=False))
+@settings(max_examples=40)
+def test_as_many_are_in_flight_as_memory_holds_and_no_more(problem):
+    tables = Tables(problem)
+    for segment in tables.segments:
+        most = tables.most_in_flight(segment)
+        limit = problem.crowd.device(tables.devices[segment.device]).memory_bytes
+
+        def need(count, segment=segment):
+            own = (segment.first, segment.end, segment.recompute)
+            return segment_memory(problem, *own, count)
+
+        assert need(most) <= limit
+        assert need(most + 1) > limit or need(2) == need(1)
+
+
+def test_tables_of_some_devices_know_the_cuts_of_all():
+    rng = random.Random(4)
+    names = ["d0", "d1", "d2", "d3"]
+    problem = PartitionProblem(
+        profile=random_profile(rng, names, 4), crowd=random_crowd(rng, names, 4),
+        compile_peak_bytes=0,
+    )  # fmt: skip
+    few = replace(problem, devices=("d1", "d3"))
+    alone, taken = Tables(few), Tables(few, like=Tables(problem))
+    assert taken.segments == alone.segments
+    for layer in (1, 2, 3):
+        for pair in ((0, 1), (1, 0)):
+            assert taken.cut(*pair, layer) == alone.cut(*pair, layer)
+    for chain in all_chains(alone):
+        assert taken.times(chain) == alone.times(chain)
+
+
+def test_a_compile_peak_above_memory_leaves_no_segment():
+    crowd = Crowd.local((1.0, 1.0), memory_bytes=500_000_000)
+    crowd = replace(
+        crowd, devices=(crowd.devices[0], replace(crowd.devices[1], memory_bytes=10**8))
+    )
+    problem = PartitionProblem(profile=chain_profile(4), crowd=crowd)
+    assert {segment.device for segment in Tables(problem).segments} == {0}
+    assert {s.device for s in Tables(problem, ignore_memory=True).segments} == {0, 1}
