@@ -22,7 +22,7 @@ from crowdmesh_jax.solvers import (
 )
 from crowdmesh_jax.solvers.partition.arrays import Costs
 from crowdmesh_jax.solvers.partition.bounds import MOST_DEVICES, handed_over
-from crowdmesh_jax.solvers.partition.dp import DpSolver, Labels
+from crowdmesh_jax.solvers.partition.dp import DpSolver, Labels, _dominated, _Label
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables
 
@@ -235,3 +235,44 @@ def test_devices_that_differ_in_anything_are_no_twins():
     assert Tables(replace(plain, crowd=replace(crowd, links=(one_way,)))).twins == ((), (), ())
     must = replace(plain, requires=["device-2"])
     assert Tables(must).twins == ((), (0,), ())
+
+
+def test_a_complete_label_costs_what_its_chain_costs():
+    complete = 0
+    for seed in range(12):
+        tables = random_tables(seed)
+        costs, search = Costs(tables), Labels(tables, math.inf, [])
+        bands = search._bands(costs)
+        if not tables.segments:
+            continue
+        assert bands is not None
+        open_ = list(search._last_stages(costs, bands))
+        seen = set()
+        while open_:
+            least_s, label = open_.pop()
+            if label.first:
+                for more_s, grown in search._grow(costs, bands, label):
+                    assert more_s >= least_s * (1 - 1e-9), "a bound never falls on the way"
+                    open_.append((more_s, grown))
+                continue
+            chain = tables.chain(label.cuts)
+            assert chain is not None
+            assert least_s == pytest.approx(tables.cost_s(chain))
+            seen.add(label.cuts)
+        assert seen == {tuple((s.device, s.end) for s in chain) for chain in all_chains(tables)}
+        complete += len(seen)
+    assert complete > 200
+
+
+def test_a_label_is_dropped_only_for_one_of_its_state_that_is_no_worse_in_anything():
+    def label(*values: float, first: int = 2) -> _Label:
+        return _Label(used=3, first=first, device=1, values=values, cuts=())
+
+    known: dict = {}
+    assert not _dominated(known, label(5.0, 2.0, 1.0))
+    assert _dominated(known, label(5.0, 2.0, 1.0))
+    assert _dominated(known, label(6.0, 2.0, 1.5))
+    assert not _dominated(known, label(6.0, 2.0, 0.5)), "its window is shorter"
+    assert not _dominated(known, label(4.0, 3.0, 1.0))
+    assert not _dominated(known, label(6.0, 2.0, 1.5, first=3)), "another state"
+    assert not _dominated(known, label(4.0, 1.0, 0.5))
