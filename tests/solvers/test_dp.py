@@ -276,3 +276,15 @@ def test_a_label_is_dropped_only_for_one_of_its_state_that_is_no_worse_in_anythi
     assert not _dominated(known, label(4.0, 3.0, 1.0))
     assert not _dominated(known, label(6.0, 2.0, 1.5, first=3)), "another state"
     assert not _dominated(known, label(4.0, 1.0, 0.5))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "eager", "gpipe"])
+def test_from_nothing_it_finds_the_best_chain_of_equals_and_of_others(schedule):
+    for speeds in ((1.0,) * 4, (1.0, 0.5, 0.5, 1.0), (1.0, 0.9, 0.8)):
+        crowd = Crowd.local(speeds, bandwidth_bytes_per_s=1e7, latency_s=0.002)
+        tables = Tables(PartitionProblem(profile=chain_profile(6), crowd=crowd, schedule=schedule))
+        search = Labels(tables, math.inf, [])
+        search.run()
+        best_s = min(map(tables.cost_s, all_chains(tables)))
+        assert search.best_s == pytest.approx(best_s)
+        assert len(search.chains[-1]) > 1
