@@ -207,8 +207,10 @@ def test_the_fixed_rule_and_all_that_memory_holds_are_among_the_depths_tried():
     stages = [StageTimes(forward_s=1.0, backward_s=2.0)] * 3
     cuts = [CutTimes(forward_latency_s=0.5, backward_latency_s=0.5)] * 2
     tried = depths_to_try(stages, cuts, [9, 8, 8])
-    assert {(5, 3, 1), (9, 8, 8), depths_for(stages, cuts, [9, 8, 8], 1.1)} <= tried
-    assert (4, 3, 1) in depths_to_try(stages, cuts, [4, 8, 8])
+    assert {(9, 8, 8), depths_for(stages, cuts, [9, 8, 8], 1.1)} <= tried
+    # Neither the cycle (3, 2, 1) nor the start (7, 4, 1) asks for these without a link's delay.
+    assert (5, 3, 1) in depths_to_try(stages, [CutTimes()] * 2, [9, 8, 8])
+    assert (4, 3, 1) in depths_to_try(stages, [CutTimes()] * 2, [4, 8, 8])
 
 
 def test_a_few_more_or_less_in_flight_are_tried_in_the_end():

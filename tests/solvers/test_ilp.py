@@ -13,7 +13,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from partition_problems import chain_profile, problems, random_crowd, random_profile
 
-from crowdmesh_jax.core import Crowd, DefaultLink, DeviceId, Link
+from crowdmesh_jax.core import Crowd, DefaultLink, DeviceId, LayerSeconds, Link
 from crowdmesh_jax.errors import InfeasibleError, InvalidValueError, SolverError
 from crowdmesh_jax.solvers import (
     IlpSolver,
@@ -408,3 +408,45 @@ def test_what_survives_is_what_a_chain_below_the_cap_may_use():
                     assert (left.device, right.device, right.first) in links
         dropped += len(segments) < len(tables.segments)
     assert dropped > 3
+
+
+def test_from_the_runner_up_it_finds_the_best_without_help_from_the_heuristics(monkeypatch):
+    monkeypatch.setattr(ilp_module._Attempt, "_improve", lambda self, bounds: None)
+    monkeypatch.setattr(ilp_module, "single_chains", lambda tables: [])
+    started = near = 0
+    for seed in range(24):
+        rng = random.Random(seed)
+        devices = ["d0", "d1", "d2"]
+        problem = PartitionProblem(
+            profile=random_profile(rng, devices, 5),
+            crowd=random_crowd(rng, devices, 5),
+            schedule=rng.choice(["1f1b", "eager", "gpipe"]),
+            objective="closed_form",
+            compile_peak_bytes=0,
+        )
+        tables = Tables(problem)
+        ranked = sorted(all_chains(tables), key=tables.cost_s)
+        best_s = tables.cost_s(ranked[0]) if ranked else math.inf
+        worse = [chain for chain in ranked if tables.cost_s(chain) > best_s * (1 + 1e-6)]
+        for start in worse[:1]:
+            start_s = tables.cost_s(start)
+            monkeypatch.setattr(ilp_module, "good_chains", lambda _, c=start, s=start_s: [(s, c)])
+            found = solve_ilp(problem)
+            assert found.optimal
+            assert cost_s(found) == pytest.approx(best_s, rel=1e-6)
+            started += 1
+            near += start_s < best_s * 1.03
+    assert started > 12
+    assert near > 5
+
+
+def test_no_period_is_longer_than_the_longest_under_gpipe():
+    pairs = ((8.0, 0.1), (0.1, 8.0), (0.1, 0.1))
+    rows = tuple(LayerSeconds(forward_s=forward, backward_s=back) for forward, back in pairs)
+    profile = chain_profile(3, **{f"device-{index}": rows for index in range(3)})
+    crowd = Crowd.local((1.0, 1.0, 1.0))
+    tables = Tables(PartitionProblem(profile=profile, crowd=crowd, schedule="gpipe"))
+    apart = tables.chain([(0, 1), (1, 2), (2, 3)])
+    assert apart is not None
+    assert tables.period_s(apart) == pytest.approx(16.0)
+    assert _largest_period_s(tables) >= 16.0

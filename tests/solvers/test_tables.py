@@ -173,3 +173,32 @@ def test_a_compile_peak_above_memory_leaves_no_segment():
     problem = PartitionProblem(profile=chain_profile(4), crowd=crowd)
     assert {segment.device for segment in Tables(problem).segments} == {0}
     assert {s.device for s in Tables(problem, ignore_memory=True).segments} == {0, 1}
+
+
+def test_auto_recomputes_only_where_more_stages_to_the_end_ask_for_it():
+    profile = chain_profile(6)
+    plain = PartitionProblem(profile=profile, crowd=Crowd.local((1.0,) * 4), compile_peak_bytes=0)
+    need = [segment_memory(plain, 0, 2, again, depth) for again, depth in ((False, 2), (True, 4))]
+    crowd = Crowd.local((1.0,) * 4, memory_bytes=max(need))
+    problem = replace(plain, crowd=crowd, recompute="auto")
+    assert segment_memory(plain, 0, 2, False, 4) > max(need)
+    tables = Tables(problem)
+    near, far = tables.at(0, 0, 2, 2), tables.at(0, 0, 2, 4)
+    assert near is not None
+    assert far is not None
+    assert (near.recompute, far.recompute) == (False, True)
+    never = Tables(replace(problem, recompute="never"))
+    assert never.at(0, 0, 2, 4) is None
+
+
+def test_under_a_schedule_with_weight_parts_chains_take_what_core_says():
+    crowd = Crowd.local((1.0, 0.6, 0.5), bandwidth_bytes_per_s=1e7)
+    problem = PartitionProblem(profile=chain_profile(5), crowd=crowd, schedule="zb-h1")
+    tables = Tables(problem)
+    faster = 0
+    whole = Tables(replace(problem, schedule="1f1b"))
+    for chain in all_chains(tables):
+        step_s = predict(problem.profile, crowd, tables.plan(chain)).step_s
+        assert tables.evaluate_s(chain) == pytest.approx(step_s, rel=1e-12)
+        faster += step_s < whole.evaluate_s(chain) * (1 - 1e-9)
+    assert faster > 10
