@@ -15,6 +15,7 @@ from partition_problems import chain_profile, problems, random_crowd, random_pro
 from crowdmesh_jax.core import Crowd, CutTimes, StageTimes
 from crowdmesh_jax.errors import InfeasibleError, InvalidValueError
 from crowdmesh_jax.solvers import PartitionProblem, plan_faults, solve, solve_exhaustive
+from crowdmesh_jax.solvers.partition import eager as eager_module
 from crowdmesh_jax.solvers.partition.eager import (
     DepthSearch,
     EagerSolver,
@@ -26,6 +27,7 @@ from crowdmesh_jax.solvers.partition.eager import (
 )
 from crowdmesh_jax.solvers.partition.search import neighbours
 from crowdmesh_jax.solvers.partition.simple import all_chains
+from crowdmesh_jax.solvers.partition.tables import Tables
 
 ROOM = [99, 99]
 
@@ -288,3 +290,19 @@ def test_a_slow_link_in_front_makes_forwards_last_longer():
     assert filling_depths(stages, cuts, [99] * 3) == (19, 4, 1)
     # The link is the slowest of all: a cycle takes 4 s. 10 s there and back are 3 of them.
     assert depths_for(stages[:2], cuts[:1], ROOM, 1.0) == (3, 1)
+
+
+def test_chains_of_both_closed_forms_are_starts(monkeypatch):
+    crowd = Crowd.local((1.0, 0.5, 0.25), bandwidth_bytes_per_s=1e6)
+    problem = PartitionProblem(profile=chain_profile(6), crowd=crowd, schedule="eager")
+    odd = {ShallowTables: [(2, 1), (1, 2), (0, 6)], Tables: [(2, 2), (1, 3), (0, 6)]}
+    plain = {tuple((s.device, s.end) for s in c) for c in DepthSearch(problem, 0.0)._starts(())}
+    assert not any(tuple(cuts) in plain for cuts in odd.values())
+
+    def planted(which, known, until_s, **options):
+        return [which.chain(odd[type(which)])]
+
+    monkeypatch.setattr(eager_module, "chains_of_few", planted)
+    starts = DepthSearch(problem, math.inf)._starts(())
+    found = {tuple((s.device, s.end) for s in chain) for chain in starts}
+    assert {tuple(cuts) for cuts in odd.values()} <= found

@@ -282,3 +282,15 @@ def test_the_plan_without_sharing_is_kept_where_no_move_is_better():
     alone = late.run([])
     assert alone is not None
     assert len(alone.stages) == 1
+
+
+def test_groupings_of_the_fastest_are_starts_too(monkeypatch):
+    monkeypatch.setattr(_Groups, "_climb", lambda self, groups: groups)
+    search = search_of(Crowd.local((1.0,) * 4, bandwidth_bytes_per_s=1e9), num_layers=1)
+    best_s = search._best(search._grouped()[0])[0]
+    alone_s = search._best(((names("0"), 1),))[0]
+    assert best_s < alone_s * 0.9
+    plan = search.run([])
+    assert plan is not None
+    took_s = predict(search.problem.profile, search.problem.crowd, plan).step_s
+    assert took_s == pytest.approx(best_s)
