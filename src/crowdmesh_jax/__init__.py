@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from .solvers import PartitionResult as PartitionResult
     from .solvers import PlanChoice as PlanChoice
     from .solvers import StabilityPrices as StabilityPrices
+    from .solvers import compare_solvers as compare_solvers
     from .solvers import form_coalitions as form_coalitions
     from .solvers import partition as partition
     from .solvers import plan as plan
@@ -114,7 +115,8 @@ _ROOM_NAMES = {
     ),
     "solvers": (
         "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"
-        " StabilityPrices form_coalitions partition plan rate_structure solve stability_prices"
+        " StabilityPrices compare_solvers form_coalitions partition plan rate_structure solve"
+        " stability_prices"
     ),
 }
 _HOMES = {name: room for room, names in _ROOM_NAMES.items() for name in names.split()}

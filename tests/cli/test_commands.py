@@ -14,6 +14,7 @@ import pytest
 from crowdmesh_jax.cli import COMMANDS, main
 from crowdmesh_jax.core import Crowd, PipelinePlan, from_json, from_plain, to_toml
 from crowdmesh_jax.crowds import preset
+from crowdmesh_jax.solvers import solvers
 
 SHELF = Path(__file__).parents[2] / "examples" / "crowds" / "shelf.toml"
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
@@ -340,6 +341,29 @@ def test_schedules_are_listed_with_the_solvers(capsys):
     assert list(said["schedules"])[:4] == ["gpipe", "1f1b", "eager", "zb-h1"]
     assert main(["solvers"]) == 0
     assert "zb-h1" in capsys.readouterr().out
+
+
+def test_all_solvers_are_compared_on_one_crowd_and_model(tmp_path, capsys):
+    path, drawn = tmp_path / "crowd.toml", tmp_path / "solvers.svg"
+    assert main(["crowd", "lab_shelf", "--devices", "3", "-o", str(path)]) == 0
+    capsys.readouterr()
+    argv = ["solvers", str(path), "--model", "mlp", "--svg", str(drawn)]
+    assert main([*argv, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    by_name = {row["solver"]: row for row in rows}
+    assert set(by_name) == set(solvers())
+    steps = [row["step_s"] for row in rows if row["step_s"] is not None]
+    assert steps == sorted(steps)
+    assert by_name["eager"]["schedule"] == "eager"
+    assert by_name["ilp"]["optimal"]
+    for row in rows:
+        assert (row["plan"] is None) == bool(row["refusal"])
+    texts = [element.text for element in ElementTree.parse(drawn).getroot().iter() if element.text]
+    assert set(by_name) <= set(texts)
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "of the best" in told
+    assert "1.00" in told
 
 
 def test_counts_recomputation_casts_and_the_medium_are_options_of_plan(tmp_path, capsys):

@@ -76,11 +76,16 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """`--solver` and `--schedule`."""
     group = parser.add_argument_group("plan")
     group.add_argument("--solver", default="ilp", metavar="NAME", help="see `crowdmesh solvers`")
-    group.add_argument(
-        "--schedule", default="1f1b", choices=tuple(schedules()), help="see `crowdmesh solvers`"
-    )
+    add_schedule_argument(group)
     group.add_argument(
         "--use-all", action="store_true", help="leave no device out, even where that is slower"
+    )
+
+
+def add_schedule_argument(group: argparse._ArgumentGroup) -> None:
+    """`--schedule`."""
+    group.add_argument(
+        "--schedule", default="1f1b", choices=tuple(schedules()), help="see `crowdmesh solvers`"
     )
 
 

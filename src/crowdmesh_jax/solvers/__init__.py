@@ -13,6 +13,7 @@ from .coalition import (
     rate_structure,
     stability_prices,
 )
+from .compare import Compared, compare_solvers
 from .explain import explain
 from .joint import Choice, PlanChoice, plan
 from .partition import (
@@ -30,6 +31,7 @@ __all__ = [
     "Choice",
     "CoalitionProblem",
     "CoalitionResult",
+    "Compared",
     "EvenSolver",
     "ExhaustiveSolver",
     "HedonicSolver",
@@ -44,6 +46,7 @@ __all__ = [
     "available_backends",
     "check_plan",
     "coalition_solvers",
+    "compare_solvers",
     "explain",
     "form_coalitions",
     "make_solver",
