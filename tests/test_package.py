@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "profiling": "export execution model",
     "solvers": "",
     "mobility": "",
+    "propagation": "mobility solvers",
     "transport": "",
     "record": "protocol",
     "agent": AGENT_SIDE,
@@ -46,6 +47,7 @@ NEVER = {
     "core": HEAVY,
     "crowds": HEAVY,
     "mobility": HEAVY,
+    "propagation": HEAVY,
     **dict.fromkeys(["agent", *AGENT_SIDE.split()], ("flax", "optax", "pulp")),
 }
 """Third-party packages that a room must not even import late."""

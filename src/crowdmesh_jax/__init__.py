@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import errors as errors
     from . import mobility as mobility
+    from . import propagation as propagation
     from .core import Access as Access
     from .core import Backhaul as Backhaul
     from .core import CoalitionStructure as CoalitionStructure
@@ -127,6 +128,7 @@ _MODULES = {
     "errors": "errors",
     "losses": "model.losses",
     "mobility": "mobility",
+    "propagation": "propagation",
     "zoo": "model.zoo",
 }
 _OPTIONAL = ("jax", "flax", "optax", "pulp", "highspy", "rich", "grpc", "safetensors")

@@ -56,6 +56,12 @@ from .profile import (
     LayerSeconds,
     ModelProfile,
 )
+from .replicas import (
+    Keep,
+    Replica,
+    ReplicaPlan,
+    ReplicaRange,
+)
 from .schedule import (
     Op,
     OpKind,
@@ -86,6 +92,7 @@ __all__ = [
     "Device",
     "DeviceId",
     "Direction",
+    "Keep",
     "LayerProfile",
     "LayerSeconds",
     "Link",
@@ -96,6 +103,9 @@ __all__ = [
     "OpKind",
     "PipelinePlan",
     "Prediction",
+    "Replica",
+    "ReplicaPlan",
+    "ReplicaRange",
     "Schedule",
     "ScheduleBuilder",
     "Share",
