@@ -51,7 +51,7 @@ def place(problem: PlacementProblem, *, exact_nodes: int = EXACT_NODES) -> Place
     """
     options = [list(_options(problem, item)) for item in problem.ranges]
     alone = [
-        max((set_value(item, [d for d, _ in o]) for o in sets), default=(0.0, 0.0))
+        max((set_value(item, [d for d, _ in o]) for o in sets), default=(0, 0.0))
         for item, sets in zip(problem.ranges, options, strict=True)
     ]
     best = _greedy(problem)
@@ -124,7 +124,7 @@ def _exact(
         )
         for item, sets in zip(problem.ranges, options, strict=True)
     ]
-    rest: list[Value] = [(0.0, 0.0)]
+    rest: list[Value] = [(0, 0.0)]
     for value in reversed(alone):
         rest.append((rest[-1][0] + value[0], rest[-1][1] + value[1]))
     rest.reverse()
@@ -163,7 +163,7 @@ def _exact(
                 return False
         return True
 
-    proven = search(0, [], (0.0, 0.0), 0)
+    proven = search(0, [], (0, 0.0), 0)
     return best, proven
 
 
@@ -190,7 +190,7 @@ def _greedy(problem: PlacementProblem) -> list[tuple[Seat, ...]]:
                 then = set_value(item, [*has, seat[0]])
                 gain = (then[0] - now[0], then[1] - now[1])
                 # Strictly: the first of equals stays, in the order of ranges, then of devices.
-                if gain > (0.0, 0.0) and (best is None or gain > best[0]):
+                if gain > (0, 0.0) and (best is None or gain > best[0]):
                     best = (gain, index, seat)
         if best is None:
             return chosen
@@ -201,11 +201,11 @@ def _greedy(problem: PlacementProblem) -> list[tuple[Seat, ...]]:
 
 
 def _added(values: Sequence[Value]) -> Value:
-    return (math.fsum(v[0] for v in values), math.fsum(v[1] for v in values))
+    return (sum(v[0] for v in values), math.fsum(v[1] for v in values))
 
 
 def _total(problem: PlacementProblem, seats: Sequence[Sequence[Seat]]) -> Value:
-    total = (0.0, 0.0)
+    total = (0, 0.0)
     for item, chosen in zip(problem.ranges, seats, strict=True):
         value = set_value(item, [device for device, _ in chosen])
         total = (total[0] + value[0], total[1] + value[1])

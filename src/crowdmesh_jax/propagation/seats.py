@@ -17,8 +17,10 @@ from .groups import HazardGroups
 LEAST_PRESENCE = 0.02
 """Nobody is asked to keep a copy who will be gone with a higher probability than 1 - this."""
 
-Value = tuple[float, float]
-"""(weight of ranges with a copy, weighted expected speed)."""
+Value = tuple[int, float]
+"""(weight of ranges with a copy in billionths, weighted expected speed). The first is whole, so that
+sums in another order are the same number: it decides before the second is looked at."""
+WEIGHT_UNIT = 1_000_000_000
 Seat = tuple[str, Keep]
 Lack = Literal["nobody", "hazard", "memory", "bytes", "competition"]
 
@@ -163,16 +165,16 @@ class Placement:
 
 
 def set_value(item: PlacementRange, devices: Sequence[str]) -> Value:
-    """(weight, weighted f) of those holders; (0, 0) of none."""
+    """(weight in billionths, weighted f) of those holders; (0, 0) of none."""
     if not devices:
-        return (0.0, 0.0)
+        return (0, 0.0)
     by_device = {prospect.device: prospect for prospect in item.prospects}
     chosen = sorted((by_device[DeviceId(d)] for d in devices), key=lambda p: (-p.speed, p.device))
     expected, nobody_faster = 0.0, 1.0
     for prospect in chosen:
         expected += prospect.speed * prospect.presence * nobody_faster
         nobody_faster *= 1 - prospect.presence
-    return (item.weight, item.weight * expected)
+    return (round(item.weight * WEIGHT_UNIT), item.weight * expected)
 
 
 def feasible(problem: PlacementProblem, seats: Sequence[Sequence[Seat]]) -> bool:
