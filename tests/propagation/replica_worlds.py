@@ -49,7 +49,7 @@ def profile(layers: int = 6, *, parameter_bytes: int = 1000, microbatches: int =
 def crowd(
     names: str = "a b c d e",
     *,
-    memory_bytes: int = 10_000_000,
+    memory_bytes: int = 2_000_000_000,
     flops: dict[str, float] | None = None,
     memory: dict[str, int] | None = None,
     hazard: dict[str, float] | None = None,

@@ -84,10 +84,9 @@ def test_damage_is_found_and_changes_nothing():
     made.put(0, OLD[:100])
     bad = bytearray(OLD[100:200])
     bad[3] ^= 128
-    with pytest.raises(DataError, match="chunk 1 at 100: checksum .* damaged or is of another"):
+    with pytest.raises(DataError, match=r"chunk 1 at 100: checksum .* damaged or is of another"):
         made.put(100, bad)
-    assert made.missing == (1, 2, 3, 4)[: len(made.missing)]
-    assert 1 in made.missing
+    assert made.missing == (1, 2, 3, 4)
     with pytest.raises(DataError, match="99 bytes, expected 100"):
         made.put(100, OLD[100:199])
     for offset in (50, -100, 500, 600):
@@ -129,6 +128,6 @@ def test_sizes_off_the_wire_are_bounded_before_memory_is_taken():
         Manifest(size_bytes=10**12, chunk_bytes=1, checksums=(), sha256="")
     with pytest.raises(InvalidValueError, match="chunk_bytes"):
         Manifest.of(b"", chunk_bytes=0)
-    with pytest.raises(InvalidValueError, match="outside 0..4"):
+    with pytest.raises(InvalidValueError, match=r"outside 0\.\.4"):
         manifest.span(5)
     assert Assembly(Manifest.of(b""), limit_bytes=0).finish() == b""

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from replica_worlds import copies, crowd, plan, profile
 
 from crowdmesh_jax.core import DeviceId, PipelinePlan, Stage
 from crowdmesh_jax.errors import InvalidValueError
@@ -18,8 +19,6 @@ from crowdmesh_jax.propagation import (
     standby_plans,
 )
 from crowdmesh_jax.solvers import PartitionProblem, plan_faults
-
-from replica_worlds import copies, crowd, plan, profile
 
 
 def lose(*devices, probability=0.5):

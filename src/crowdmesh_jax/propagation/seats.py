@@ -18,8 +18,8 @@ LEAST_PRESENCE = 0.02
 """Nobody is asked to keep a copy who will be gone with a higher probability than 1 - this."""
 
 Value = tuple[int, float]
-"""(weight of ranges with a copy in billionths, weighted expected speed). The first is whole, so that
-sums in another order are the same number: it decides before the second is looked at."""
+"""(weight of ranges with a copy in billionths, weighted expected speed). The first is whole, so
+that sums in another order are the same number: it decides before the second is looked at."""
 WEIGHT_UNIT = 1_000_000_000
 Seat = tuple[str, Keep]
 Lack = Literal["nobody", "hazard", "memory", "bytes", "competition"]

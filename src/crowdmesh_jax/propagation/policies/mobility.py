@@ -31,8 +31,8 @@ class MobilityPolicy:
       hazard of the owners; with `horizon_s` it is fixed.
     - **Interval**: sqrt(2 cost / (crashes + missed departures)); departures that movement shows
       count with `missed_share`, since the others are handed over.
-    - **Stickiness**: a standing holder's presence counts `stick` times, so that copies do not move
-      for a trifle: a new holder needs all bytes, an old one what changed.
+    - **Stickiness**: where a holder stands, the presence of others is divided by `stick`, so that
+      copies do not move for a trifle: a new holder needs all bytes, an old one what changed.
     - **Hand-over**: see `handover`; the target is a device without a stage that has room for it.
 
     The numbers are choices of ours, untuned; all but `interval_scale` are the same everywhere.
@@ -161,10 +161,10 @@ class MobilityPolicy:
                     prospects=tuple(
                         Prospect(
                             device=p.device,
-                            presence=min(1.0, p.presence * self.stick),
+                            presence=p.presence / self.stick,
                             speed=p.speed,
                         )
-                        if p.device in standing
+                        if standing and p.device not in standing
                         else p
                         for p in promised
                     ),
