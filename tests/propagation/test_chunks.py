@@ -56,6 +56,10 @@ def test_only_what_changed_is_sent():
 def test_an_older_version_in_other_chunks_tells_nothing():
     manifest = Manifest.of(OLD, chunk_bytes=50)
     assert plan_transfer(manifest, older=Manifest.of(OLD, chunk_bytes=25)).local == ()
+    # Nor does a last chunk that is equal by its size: it lies elsewhere there.
+    new, old = b"z" * 30 + b"y" * 20, b"x" * 20 + b"y" * 20
+    older = Manifest.of(old, chunk_bytes=20)
+    assert plan_transfer(Manifest.of(new, chunk_bytes=30), older=older).local == ()
 
 
 def test_moved_bytes_are_found_at_chunk_borders():

@@ -119,6 +119,20 @@ def test_new_cuts_leave_room_for_hosted_copies():
     assert short.why
 
 
+def test_the_solver_is_told_of_hosted_copies_and_finds_a_cut_that_leaves_room():
+    need = stage_need(profile(), plan("a", 6), 0, compile_peak_bytes=0).total_bytes
+    there = crowd("a b c", flops={"a": 100e6}, memory={"a": need + 2 * 3 * 2 * 1000 - 1})
+    found = answer(there, plan(), {"b": "a"}, "b", mode="recut")
+    assert set(found.plan.devices) == {"a", "c"}
+
+
+def test_a_slow_holder_is_among_many_quick_spares():
+    quick = "s1 s2 s3 s4 s5 s6 s7 s8"
+    there = crowd(f"a b c {quick} z", flops={"z": 0.5e6})
+    found = answer(there, plan(), {"b": "z"}, "b", solver=NoSolver())
+    assert found.plan.devices[1] == "z"
+
+
 def test_double_losses():
     found = answer(crowd(), plan(), {"a": "d", "b": "e"}, "a", "b", solver=NoSolver())
     assert found.plan.devices == ("d", "e", "c")
@@ -252,3 +266,8 @@ def test_bad_rates_are_refused():
         likely_losses(plan(), {"a": -1.0}, horizon_s=1.0)
     with pytest.raises(InvalidValueError, match="doubles"):
         likely_losses(plan(), {}, horizon_s=1.0, doubles=-1)
+
+
+def test_who_takes_over_uses_its_own_copy():
+    found = answer(crowd(), plan(), {"b": "c d"}, "b", solver=NoSolver())
+    assert [(m.to, m.source) for m in found.moves] == [("d", "d")]
