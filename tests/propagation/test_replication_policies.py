@@ -351,7 +351,7 @@ def test_policies_by_name_and_from_other_packages(monkeypatch):
         make_replication_policy("none", speed=1)
     with pytest.raises(InvalidValueError, match="it has no decide"):
         make_replication_policy(object())  # pyright: ignore
-    with pytest.raises(InvalidValueError, match="come with a policy's name"):
+    with pytest.raises(InvalidValueError, match="come with a replication policy's name"):
         make_replication_policy(own, steps=1)
 
 
