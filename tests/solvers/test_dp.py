@@ -20,9 +20,11 @@ from crowdmesh_jax.solvers import (
     solve_exhaustive,
     solve_ilp,
 )
+from crowdmesh_jax.solvers.partition import dp
 from crowdmesh_jax.solvers.partition.arrays import Costs
 from crowdmesh_jax.solvers.partition.bounds import MOST_DEVICES, handed_over
 from crowdmesh_jax.solvers.partition.dp import DpSolver, Labels, _dominated, _Label
+from crowdmesh_jax.solvers.partition.search import single_chains
 from crowdmesh_jax.solvers.partition.simple import all_chains
 from crowdmesh_jax.solvers.partition.tables import Tables
 
@@ -311,3 +313,21 @@ def test_from_any_worse_chain_it_finds_the_best():
             assert search.best_s == pytest.approx(best_s)
             started += 1
     assert started > 20
+
+
+def test_tables_of_bands_are_not_halved_beyond_the_time(monkeypatch):
+    asked = PartitionProblem(profile=chain_profile(12), crowd=Crowd.local((1.0, 0.9, 0.8, 0.7)))
+    tables = Tables(asked)
+    chains = single_chains(tables)
+    made = []
+
+    def counted(*arguments):
+        made.append(1)
+        return handed_over(*arguments)
+
+    monkeypatch.setattr(dp, "handed_over", counted)
+    Labels(tables, math.inf, list(chains)).run()
+    unhurried = len(made)
+    made.clear()
+    Labels(tables, 0.0, list(chains)).run()
+    assert len(made) == 2 < unhurried

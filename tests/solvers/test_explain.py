@@ -96,3 +96,11 @@ def test_used_and_limit_share_a_unit():
 )
 def test_seconds_read_well(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_devices_left_out_for_one_reason_share_a_line():
+    crowd = Crowd.local((1.0,) + (0.001,) * 8)
+    found = solve(PartitionProblem(profile=chain_profile(3), crowd=crowd), solver="single_best")
+    line = next(ln for ln in found.explain().splitlines() if ln.startswith("left out:"))
+    assert line.startswith("left out: device-1, device-2, device-3, device-4 and 4 more")
+    assert "device-5" not in line

@@ -23,6 +23,9 @@ from .units import format_bytes, format_bytes_of, format_seconds
 _SAME = 0.005
 """Windows whose time per stage is this near the period bind it, too."""
 
+_NAMED = 4
+"""Devices that a line names of those that are left out for one reason."""
+
 
 def explain(
     plan: PipelinePlan,
@@ -210,11 +213,16 @@ def _left_out(plan: PipelinePlan, crowd: Crowd, result: PartitionResult | None) 
         return []
     if result is None:
         return [f"left out: {', '.join(sorted(idle))}"]
-    words = [
-        f"{device} ({result.left_out[device]})" if device in result.left_out else device
-        for device in sorted(idle)
-    ]
-    return [f"left out: {', '.join(words)}"]
+    alike: dict[str, list[str]] = {}
+    for device in sorted(idle):
+        alike.setdefault(result.left_out.get(device, ""), []).append(device)
+    words = []
+    for reason, devices in alike.items():
+        named = ", ".join(devices[:_NAMED])
+        if len(devices) > _NAMED:
+            named += f" and {len(devices) - _NAMED} more"
+        words.append(f"{named} ({reason})" if reason else named)
+    return [f"left out: {'; '.join(words)}"]
 
 
 def _leaves(plan: PipelinePlan, profile: ModelProfile) -> list[str]:

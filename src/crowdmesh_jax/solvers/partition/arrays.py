@@ -6,11 +6,14 @@ import numpy as np
 
 from .tables import Tables
 
+_CALL = 2500
+"""Array elements whose work a call of numpy costs: all there is where layers are few."""
+
 
 def table_work(tables: Tables, devices: int | None = None) -> float:
     """Steps that a table over (device set, cut, device) takes, for all devices or so many."""
     devices = len(tables.devices) if devices is None else devices
-    return 2.0**devices * devices * tables.num_layers**2
+    return 2.0**devices * devices * (tables.num_layers**2 + _CALL)
 
 
 class Costs:

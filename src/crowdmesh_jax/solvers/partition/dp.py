@@ -210,7 +210,7 @@ class Labels:
             return None
         found = [(low_s, high_s, handed_over(costs, high_s))]
         most = max(2, min(_BANDS, int(_TABLE_BYTES / before.nbytes)))
-        while len(found) < most:
+        while len(found) < most and time.monotonic() < self.until_s:
             halves = []
             for low_s, high_s, before in found:
                 middle_s = math.sqrt(low_s * high_s) if low_s > 0 else high_s / 2

@@ -66,7 +66,7 @@ _STRETCHES = (1.0, 1.1)
 _NEAR = 1.02
 """A move that is worse than that with one rule for depths is not tried with others."""
 _STARTS = 12
-_TABLE_WORK = 2.5e7
+_TABLE_WORK = 3e7
 """Of the dynamic program's tables, in steps."""
 _CHAINS = 64
 _SLACK = 0.1
