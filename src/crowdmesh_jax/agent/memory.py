@@ -20,8 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MAPPED_BYTES = 2**20 - 2**12
 """Blocks of a megabyte or more are mapped apart and returned to the system when freed. A heap keeps
 them between others: with 32 MB, agents held up to twice what their arrays took, and with 2 MB one
-of GPT-2 a third more, 250 MB of it free. It costs 1-4 % of CPU time against 2 MB (perceptron,
-transformer, CNN): pages are faulted in anew at each call."""
+of GPT-2 a third more. It costs CPU time: pages are faulted in anew at each call."""
 KEPT_BYTES = 64 * 2**20
 """Free memory on top of the heap that stays for the next step."""
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

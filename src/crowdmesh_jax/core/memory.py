@@ -26,10 +26,19 @@ left after it."""
 
 PROGRAM_OP_BYTES = 85_000
 """What a compiled program holds per instruction that it calls (kernels, buffer tables, names).
-Measured: 110 MB for three blocks of MobileNetV2, 15 MB for as many of a perceptron."""
+Measured by `benchmarks/memory.py`, whose six models are within their bounds with it."""
 
 CREDITS = 2
 """Frames per cut and direction that may wait in a buffer: one used, one on its way."""
+
+
+def program_ops(text: str) -> int:
+    """Instructions that a compiled program calls one after another: kernels, calls, copies.
+
+    Args:
+        text: The optimised program as XLA prints it.
+    """
+    return text.count(" = ", text.rfind("\nENTRY ") + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,7 @@ def measure_programs(
     A large `update` is not run: its inputs would be a second copy of parameters and optimizer
     state, more than training needs. It moves every byte once, so its bytes by this device's own
     streaming rate stand in. Forward and backward run in turns, as in a step: a program called again
-    and again finds everything in the caches, and took up to a tenth less than in a run.
+    and again finds everything in the caches, and takes less than in a run.
     """
     seconds: dict[str, float] = {}
     turns: list[_Measured] = []

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from ..core.memory import program_ops
 from ..model.trees import size_bytes
 from .costs import LayerTrace
 
@@ -77,10 +78,8 @@ class LayerPrograms:
 
 
 def instructions(compiled: Any) -> int:
-    """Instructions that a compiled program calls one after another: kernels, calls, copies."""
-    text = compiled.as_text()
-    entry = text[text.rfind("\nENTRY ") + 1 :]
-    return entry.count(" = ")
+    """See `program_ops`; 0 where the backend does not print its programs."""
+    return program_ops(compiled.as_text() or "")
 
 
 def temp_bytes(compiled: Any) -> int:

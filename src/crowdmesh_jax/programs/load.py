@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ..core.memory import program_ops
 from ..errors import BundleError
 from .bundle import StageBundle
 from .checks import (
@@ -79,8 +80,7 @@ class LoadedProgram:
                 self.temp_bytes = int(stats.temp_size_in_bytes)
                 output_bytes = int(stats.output_size_in_bytes)
                 check_memory(self.temp_bytes, output_bytes, self._max_bytes, self._where)
-            text = compiled.as_text() or ""
-            self.ops = text.count(" = ", text.rfind("\nENTRY ") + 1)
+            self.ops = program_ops(compiled.as_text() or "")
             self._call = compiled
             logger.debug("%s compiled in %.2f s", self._where, self.compile_s)
         return self._call
