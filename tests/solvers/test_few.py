@@ -11,6 +11,7 @@ from partition_problems import random_crowd, random_profile
 from crowdmesh_jax.solvers import PartitionProblem
 from crowdmesh_jax.solvers.partition import few as few_module
 from crowdmesh_jax.solvers.partition.arrays import table_work
+from crowdmesh_jax.solvers.partition.auto import _TABLE_WORK
 from crowdmesh_jax.solvers.partition.dp import Labels
 from crowdmesh_jax.solvers.partition.few import chains_of_few, promising
 from crowdmesh_jax.solvers.partition.search import single_chains
@@ -127,3 +128,9 @@ def test_nothing_is_searched_without_time_or_where_too_many_devices_must_be(monk
     must = Tables(problem(1, requires=("d1", "d3", "d5")))
     assert chains_of_few(must, [], math.inf, work=table_work(must, 2)) == []
     assert Seen.asked == ()
+
+
+def test_many_devices_on_few_layers_are_work_by_their_sets_alone():
+    """Each set and device is a call of numpy, however few layers it looks at."""
+    tables = Tables(problem(1))
+    assert table_work(tables, 12) > _TABLE_WORK > table_work(tables, 10)
