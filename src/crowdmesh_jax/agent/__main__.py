@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from pathlib import Path
 
 
 def _die_with_parent() -> None:
@@ -35,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
     parser.add_argument("--speed", type=float, default=1.0, help="emulated speed, 1: real")
     parser.add_argument("--core", type=int, help="pin the process to this core")
+    parser.add_argument(
+        "--copies-mb", type=float, default=1024.0, help="memory for copies kept for others"
+    )
+    parser.add_argument("--copies-dir", type=Path, help="a folder for those that do not fit there")
+    parser.add_argument("--copies-dir-mb", type=float, default=4096.0, help="and its limit")
     parser.add_argument("--watch-stdin", action="store_true", help="exit when stdin closes")
     parser.add_argument("--log-level", default="INFO")
     arguments = parser.parse_args(argv)
@@ -59,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     import asyncio
 
     from .appliance import serve
+    from .copies import CopyLimits
     from .memory import return_freed_memory
 
     return_freed_memory()
@@ -70,6 +77,11 @@ def main(argv: list[str] | None = None) -> int:
             listen=arguments.listen,
             speed=arguments.speed,
             token=os.environ.get("CROWDMESH_TOKEN", ""),
+            limits=CopyLimits(
+                memory_bytes=int(arguments.copies_mb * 2**20),
+                disk_bytes=int(arguments.copies_dir_mb * 2**20),
+                folder=arguments.copies_dir,
+            ),
         )
     )
 

@@ -112,6 +112,12 @@ class Rows:
         self._inputs.pop(step, None)
         self._targets.pop(step, None)
 
+    def drop_from(self, step: int) -> None:
+        """Forgets the rows of `step` and later."""
+        for held in (self._inputs, self._targets):
+            for later in [known for known in held if known >= step]:
+                del held[later]
+
 
 def split(leaves: Leaves, microbatches: int) -> list[Leaves]:
     """Cuts a batch into microbatches of equal, consecutive rows.

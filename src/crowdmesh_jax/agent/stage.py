@@ -44,6 +44,7 @@ class HeldStage:
     def load(
         cls,
         install: msg.Install,
+        version: int,
         arrays: dict[Key, Any],
         extra: Mapping[str, Any],
         ask: Callable[..., Any],
@@ -52,6 +53,7 @@ class HeldStage:
         """Checks and compiles what an Install frame brought, and puts its state in place.
 
         Args:
+            version: Of the state in `arrays`.
             arrays: Emptied on the way, so that what was installed is not held twice.
             known: Programs that this process has loaded before.
 
@@ -72,7 +74,11 @@ class HeldStage:
         loaded = load_stage(bundle, cache=known)
         loaded.compile(leave_out=() if install.evaluation else ("eval_forward",))
         worker = StageWorker(loaded)
-        worker.install(arrays, install.base, consume=True)
+        for leaf in manifest.resident:
+            if leaf.role == "borrowed" and leaf.key not in arrays:
+                # Copies have none: the owner lends them anew before anything is computed.
+                arrays[leaf.key] = np.zeros(leaf.shape, leaf.dtype)
+        worker.install(arrays, version, consume=True)
         rows = Rows(
             microbatches=install.plan.microbatches,
             has_inputs=worker.is_first,
@@ -120,11 +126,23 @@ class HeldStage:
     def apply(self, verdict: Group, skip: bool) -> Mapping[int, Group]:
         """Takes the next version. Returns what is lent to later stages, per lending layer."""
         self.worker.apply(verdict, skip=skip)
+        return self.lent()
+
+    def lent(self) -> Mapping[int, Group]:
+        """What later stages borrow, per lending layer."""
         tied: dict[int, dict[Key, Any]] = {}
         for key, value in self.worker.lent().items():
             # A copy: the next update donates the parameter, perhaps before this was sent.
             tied.setdefault(self._lending_layers[key[1]], {})[key] = np.array(value)
         return tied
+
+    def rewind(self, step: int, *, gradient: bool) -> None:
+        """Forgets the rows of `step` and later, and perhaps all work on the step at hand."""
+        self.rows.drop_from(step)
+        if self.eval_rows is not None:
+            self.eval_rows.drop_from(0)
+        if gradient:
+            self.worker.drop_work()
 
     def measure(self, pace: Pace, repeats: int) -> dict[str, float]:
         """Median seconds of each program, alone, on made-up inputs."""

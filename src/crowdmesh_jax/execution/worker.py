@@ -143,6 +143,11 @@ class StageWorker:
             spec.key: jnp.zeros(spec.shape, spec.dtype) for spec in self.manifest.accumulators
         }
 
+    def drop_work(self) -> None:
+        """Forgets all partial work: the version that stands is untouched by it (R5)."""
+        self._evaluated = _EvaluationSums()
+        self._begin_step()
+
     # The step --------------------------------------------------------------------------------
 
     def load_targets(self, targets: Sequence[Sequence[Array]]) -> None:

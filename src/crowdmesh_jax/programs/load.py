@@ -6,6 +6,7 @@ Knows keys and arrays. It knows nothing of layers' code, flax or optax, nor of w
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ class LoadedProgram:
 
         self._jitted = jax.jit(ordered, donate_argnums=spec.donate)
         self._call: Callable[..., Any] | None = None
+        self._compiling = threading.Lock()
         self.compile_s: float | None = None
         """Seconds that compiling took; None until compiled."""
         self.temp_bytes: int | None = None
@@ -67,23 +69,27 @@ class LoadedProgram:
         Raises:
             ForbiddenProgramError: It asks for more memory than the bound.
         """
-        if self._call is None:
-            started = time.perf_counter()
-            avals = [
-                jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(leaf.dtype))
-                for leaf in self.spec.inputs
-            ]
-            compiled = self._jitted.lower(*avals).compile(COMPILER_OPTIONS)
-            self.compile_s = time.perf_counter() - started
-            stats = compiled.memory_analysis()
-            if stats is not None:
-                self.temp_bytes = int(stats.temp_size_in_bytes)
-                output_bytes = int(stats.output_size_in_bytes)
-                check_memory(self.temp_bytes, output_bytes, self._max_bytes, self._where)
-            self.ops = program_ops(compiled.as_text() or "")
-            self._call = compiled
-            logger.debug("%s compiled in %.2f s", self._where, self.compile_s)
-        return self._call
+        with self._compiling:  # one thread may compile ahead what another needs now
+            if self._call is None:
+                self._call = self._compile()
+            return self._call
+
+    def _compile(self) -> Callable[..., Any]:
+        started = time.perf_counter()
+        avals = [
+            jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(leaf.dtype))
+            for leaf in self.spec.inputs
+        ]
+        compiled = self._jitted.lower(*avals).compile(COMPILER_OPTIONS)
+        self.compile_s = time.perf_counter() - started
+        stats = compiled.memory_analysis()
+        if stats is not None:
+            self.temp_bytes = int(stats.temp_size_in_bytes)
+            output_bytes = int(stats.output_size_in_bytes)
+            check_memory(self.temp_bytes, output_bytes, self._max_bytes, self._where)
+        self.ops = program_ops(compiled.as_text() or "")
+        logger.debug("%s compiled in %.2f s", self._where, self.compile_s)
+        return compiled
 
     def run(self, env: Mapping[Key, Array]) -> dict[Key, Array]:
         """Takes its inputs from `env` by key; returns its outputs by key. Donated inputs die."""

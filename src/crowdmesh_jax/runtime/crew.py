@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..agent.appliance import Appliance, say_hello
+from ..agent.appliance import Appliance
 from ..agent.envelope import unseal
 from ..core import Crowd
 from ..core.folders import cache_folder
@@ -146,9 +146,9 @@ class Crew:
             inner = network.transport(device.id)
             address = await inner.start()
             await inner.connect(COORDINATOR, coordinator_address, deadline_s=5.0)
-            agent = Appliance(inner, coordinator=COORDINATOR)
+            agent = Appliance(inner, coordinator=COORDINATOR, address=address)
             self._run_task(agent.run(), f"agent {device.id}")
-            await say_hello(inner, COORDINATOR, address, 1.0)
+            await agent.say_hello()
 
     async def _await_hellos(self) -> None:
         assert self._hello_changed is not None

@@ -1,0 +1,94 @@
+"""Stages that this device may have to take over: programs and rows that came ahead, compiled.
+
+What an Install would bring beside the state. A stage that was installed once is prepared from then
+on. It knows nothing of who takes over what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..errors import CrowdMeshError
+from ..programs import ProgramCache, bundle_from_arrays, load_stage
+from ..protocol import messages as msg
+from .envelope import Envelope, Key
+from .stage import HeldStage
+
+Range = tuple[int, int]
+"""First and last layer."""
+LOW_PRIORITY = 10
+"""Of the thread that compiles ahead: training goes on meanwhile."""
+SHIPPED = ("program", "data", "eval_data")
+"""Roles of the arrays that stay the same at each version."""
+SHIPPED_EXTRAS = ("manifest", "data", "eval_data")
+
+
+def is_preparation(extra: Mapping[str, Any]) -> bool:
+    """Whether a frame brings a stage ahead."""
+    return isinstance(extra.get("prepare"), str)
+
+
+class PreparedStages:
+    """Arrays and extras of stages, by their layers."""
+
+    def __init__(self, programs: ProgramCache) -> None:
+        self._programs = programs
+        self._stages: dict[Range, tuple[Mapping[Key, Any], Mapping[str, Any]]] = {}
+        # A thread of its own: it stays at its low priority, which only root could raise again.
+        self._thread = ThreadPoolExecutor(1, "compile ahead", initializer=_lower_priority)
+
+    async def prepare(self, envelope: Envelope) -> dict[str, Any]:
+        """Takes a stage ahead and compiles it. What there is to tell: `prepared` (its name) or
+        `unprepared` with an error; a run does not end for it."""
+        name = envelope.extra["prepare"]
+        arrays = dict(envelope.groups[0]) if envelope.groups else {}
+        try:
+            loop = asyncio.get_running_loop()
+            layers = await loop.run_in_executor(self._thread, self._compile, arrays, envelope.extra)
+        except CrowdMeshError as exc:
+            return {"unprepared": name, "error": exc.message}
+        self._stages[layers] = arrays, dict(envelope.extra)
+        return {"prepared": name}
+
+    def _compile(self, arrays: Mapping[Key, Any], extra: Mapping[str, Any]) -> Range:
+        packed = {key[1]: value for key, value in arrays.items() if key[0] == "program"}
+        bundle = bundle_from_arrays(str(extra.get("manifest")), packed)
+        loaded = load_stage(bundle, cache=self._programs)
+        loaded.compile(leave_out=() if extra.get("evaluates") else ("eval_forward",))
+        return bundle.manifest.first_layer, bundle.manifest.last_layer
+
+    def find(self, install: msg.Install) -> tuple[Mapping[Key, Any], Mapping[str, Any]]:
+        """What is here of the stage; nothing if it never came."""
+        stage = install.plan.stages[install.stage]
+        return self._stages.get((stage.first_layer, stage.last_layer), ({}, {}))
+
+    def remember(
+        self,
+        install: msg.Install,
+        held: HeldStage,
+        arrays: Mapping[Key, Any],
+        extra: Mapping[str, Any],
+    ) -> None:
+        """An installed stage need not come again."""
+        stage = install.plan.stages[install.stage]
+        kept = {key: value for key, value in arrays.items() if key[0] in SHIPPED}
+        extras = {name: extra[name] for name in SHIPPED_EXTRAS if name in extra}
+        self._stages[stage.first_layer, stage.last_layer] = kept, extras
+
+    def clear(self) -> None:
+        self._stages.clear()
+
+    def close(self) -> None:
+        """Ends the thread; what it compiles is not waited for."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _lower_priority() -> None:
+    with contextlib.suppress(AttributeError, OSError):  # not everywhere is it a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
