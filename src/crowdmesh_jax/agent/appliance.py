@@ -373,10 +373,12 @@ class Appliance:
             self._slots.take(Slot(kind="install", step=version, layer=stage.first_layer))
         )
         if install.action == "restore":
+            began_s = time.monotonic()
             held = await self._restored(install, version, brought, extra)
             if life != self._life:
                 return
             self._ops.held = held
+            await self._tell_loaded(install, held, began_s)
             self._loading_peak_bytes = memory_use().peak_bytes
             trim()
             reset_peak()
@@ -406,6 +408,16 @@ class Appliance:
         )
         self._prepared.remember(install, held, {**known, **brought}, {**more, **extra})
         return held
+
+    async def _tell_loaded(self, install: msg.Install, held: HeldStage, began_s: float) -> None:
+        away = [s.copy for s in install.sources if s.device != self.state.device]
+        loaded = {
+            "loaded_s": time.monotonic() - began_s,
+            "compiled_s": held.compiled_s,
+            "moved_bytes": self._keeper.size_bytes(away),
+        }
+        frame = seal(Envelope(None, extra={"loaded": loaded}))
+        await self._deliver(self.coordinator, frame, Lane.CONTROL)
 
     async def _prepare(self, envelope: Envelope) -> None:
         """Programs for a stage that this device may have to take over: compiled ahead, so that

@@ -194,6 +194,12 @@ class CopyStore:
         entry = self._disk.get(name)
         return None if entry is None else _read(entry)
 
+    def size_bytes(self, name: Name) -> int:
+        """Of a copy kept for others; 0: it is not here."""
+        if name in self._memory:
+            return self._memory[name][1]
+        return self._disk[name].packing.size_bytes if name in self._disk else 0
+
     def drop(self, name: Name) -> None:
         """Frees a copy, wherever it is."""
         self._own.pop(name, None)

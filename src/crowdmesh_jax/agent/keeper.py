@@ -138,6 +138,10 @@ class Keeper:
         """Of a copy whose stream has ended."""
         return self._manifests[copy.name]
 
+    def size_bytes(self, copies: Iterable[Copy]) -> int:
+        """Of those that are here for others."""
+        return sum(self.store.size_bytes(copy.name) for copy in copies)
+
     def drop_unless_known(self, copy: Copy, known: Iterable[Copy]) -> None:
         """Frees a copy that became whole too late to count."""
         if all(have.name != copy.name for have in known):

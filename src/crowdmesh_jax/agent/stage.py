@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ class HeldStage:
         self.rows = rows
         self.eval_rows = eval_rows
         """Of the evaluation set, by microbatch; None where the run has no evaluation."""
+        self.compiled_s = 0.0
+        """What compiling took when it was loaded."""
         self.parts: dict[Key, Any] = {}
         """Of the step just finished: own and later stages', for Reduce on stage 0."""
         manifest = worker.manifest
@@ -72,7 +75,9 @@ class HeldStage:
         ) or manifest.plan_sha256 != install.plan.digest():  # fmt: skip
             raise BundleError(f"stage {install.stage}: the bundle is for another plan")
         loaded = load_stage(bundle, cache=known)
+        began_s = time.monotonic()
         loaded.compile(leave_out=() if install.evaluation else ("eval_forward",))
+        compiled_s = time.monotonic() - began_s
         worker = StageWorker(loaded)
         for leaf in manifest.resident:
             if leaf.role == "borrowed" and leaf.key not in arrays:
@@ -96,7 +101,9 @@ class HeldStage:
                 ask=lambda microbatch: ask(microbatch, EVALUATION),
             )
         names = {name: manifest.first_layer + i for i, name in enumerate(manifest.layer_names)}
-        return cls(worker, rows, eval_rows, {name: names[name] for name, _ in manifest.lends})
+        held = cls(worker, rows, eval_rows, {name: names[name] for name, _ in manifest.lends})
+        held.compiled_s = compiled_s
+        return held
 
     @property
     def temp_bytes(self) -> tuple[int, int]:

@@ -6,8 +6,8 @@ Knows nothing of models, plans or sockets.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NewType, get_args
 
@@ -257,6 +257,19 @@ class Crowd:
             raise InvalidCrowdError(
                 f"no device {device_id!r} in the crowd; known: {known}"
             ) from None
+
+    def only(self, device_ids: Iterable[str]) -> Crowd:
+        """The crowd of these devices, in this crowd's order, with their links.
+
+        Raises:
+            InvalidCrowdError: One is not in the crowd, or none is named.
+        """
+        kept = {self.device(device_id).id for device_id in device_ids}
+        return replace(
+            self,
+            devices=tuple(device for device in self.devices if device.id in kept),
+            links=tuple(k for k in self.links if k.source in kept and k.target in kept),
+        )
 
     def link(self, source: str, target: str) -> Link | None:
         """The link from `source` to `target`; None where they cannot talk."""

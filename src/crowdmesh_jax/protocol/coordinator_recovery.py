@@ -266,8 +266,8 @@ def on_verdict_made(turn: RunTurn, sender: str, message: msg.VerdictMade) -> Non
     file_step(turn, message.step, verdict=message.verdict)
     known = msg.VerdictKnown(**turn.of_epoch, step=message.step, verdict=message.verdict)
     for device in state.devices:
-        action = ev.SendMessage(to=device, message=known, lane="control", attach=(slot,))
-        turn.do(action)
+        # On the lane of the Install, which it must not overtake.
+        turn.do(ev.SendMessage(to=device, message=known, lane="bulk", attach=(slot,)))
 
 
 def resume_marks(state: CoordinatorState) -> tuple[Mark, ...]:

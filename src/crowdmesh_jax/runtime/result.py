@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core import PipelinePlan, Prediction
+from .recovery import RecoveryEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ class CheckpointEvent:
 
 RunEvent = (
     PhaseEvent | DeviceEvent | StepEvent | EvaluationEvent | MeasuredEvent | CheckpointEvent
-    | BestEvent
+    | BestEvent | RecoveryEvent
 )  # fmt: skip
 OnEvent = Callable[[RunEvent], None]
 
@@ -148,7 +149,7 @@ class TrainResult:
     """The version in `run_dir/best`, kept by this call or an earlier start; None: none is."""
     stopped: str | None = None
     """Why a callback ended the run before its last step; None: it made all its steps."""
-    recoveries: tuple[Any, ...] = ()
-    """Empty: a device that dies still ends the run."""
+    recoveries: tuple[RecoveryEvent, ...] = ()
+    """Losses that the run survived, in order."""
     run_dir: Path
     """The run's folder, absolute."""

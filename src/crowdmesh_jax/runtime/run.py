@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,9 @@ from ..record import Journal, RunFolder
 from ..transport import Lane, PeerGone, Received
 from .crew import COORDINATOR, Crew
 from .memory import MemoryReport
+from .outfit import Outfitter
+from .recovery import RecoveryClock
+from .successors import Successors
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +52,6 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageInstall:
-    """What goes with one stage's Install."""
-
-    arrays: Group = field(repr=False)
-    extra: Mapping[str, Any] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a run came to."""
 
@@ -69,7 +64,9 @@ class Run:
     """One run from Start to Complete or HaltRun.
 
     Args:
-        installs: Per stage, in order.
+        outfitter: What goes with each Install.
+        load_state: Version -> all arrays of it, from the checkpoint. Slow: called in a thread.
+        successors: Who takes what is lost.
         source: Read here for devices that hold no copy of it.
         eval_source: The same for evaluation, by microbatch.
         term, epoch: Of the start before, from the run's journal; 0: there was none.
@@ -89,7 +86,9 @@ class Run:
         run: str,
         term: int,
         epoch: int,
-        installs: Sequence[StageInstall],
+        outfitter: Outfitter,
+        load_state: Callable[[int], Mapping[Key, np.ndarray]],
+        successors: Successors,
         source: DataSource,
         eval_source: DataSource | None,
         on_news: Callable[[Any], None],
@@ -111,11 +110,12 @@ class Run:
         )
         self._events: asyncio.Queue[tuple[ev.CoordinatorEvent, Envelope | None]] = asyncio.Queue()
         self._slots: dict[Slot, Group] = {}
-        self._extras: dict[int, Mapping[str, Any]] = {}
-        for install, stage in zip(installs, start.plan.stages, strict=True):
-            slot = Slot(kind="install", step=start.base, layer=stage.first_layer)
-            self._slots[slot] = install.arrays
-        self._extras = {index: install.extra for index, install in enumerate(installs)}
+        self._outfitter = outfitter
+        self._load_state = load_state
+        self._successors = successors
+        self._clock = RecoveryClock()
+        self._outbox: dict[tuple[str, Lane], asyncio.Task[None]] = {}
+        """The last thing sent to a device on a lane: what comes next waits for it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
         self._result: asyncio.Future[Outcome] | None = None
@@ -130,7 +130,10 @@ class Run:
         self._result = asyncio.get_running_loop().create_future()
         with self._crew.listen(self._take):
             self._put(self._start)
-            for device in self._start.plan.devices:
+            # Who has no stage comes first: the run begins when the last one with a stage is here.
+            planned = self._start.plan.devices
+            spares = [device for device in self._crew.hellos if device not in planned]
+            for device in (*(spares if self._start.recovery is not None else ()), *planned):
                 hello = self._crew.hellos[device]
                 self._put(ev.MessageReceived(sender=device, message=hello))
             helpers = [
@@ -186,11 +189,39 @@ class Run:
             self._take_spans(item.peer, envelope.extra["spans"])
         if "memory" in envelope.extra:
             self._take_memory(item.peer, envelope.extra["memory"])
+        self._clock.heard(item.peer)
         if envelope.message is not None:
+            self._note(item.peer, envelope.message)
             self._put(ev.MessageReceived(sender=item.peer, message=envelope.message), envelope)
+        elif "prepared" in envelope.extra or "unprepared" in envelope.extra:
+            self._take_prepared(item.peer, envelope.extra)
+        elif isinstance(loaded := envelope.extra.get("loaded"), Mapping):
+            self._clock.loaded(item.peer, loaded)
         elif isinstance(step := envelope.extra.get("ask_rows"), int):
             of = str(envelope.extra.get("of", TRAINING))
             self._spawn(self._send_rows(item.peer, step, of), f"rows of {of}, step {step}")
+
+    def _note(self, device: str, message: msg.Message) -> None:
+        """What bodies know of each other besides."""
+        if isinstance(message, msg.Hello):
+            self._successors.forget(device)
+        elif isinstance(message, msg.Ready) and message.epoch == self._state.epoch:
+            index = self._state.plan.stage_of(device)
+            if index is not None:
+                stage = self._state.plan.stages[index]
+                self._successors.note_ready(device, (stage.first_layer, stage.last_layer))
+
+    def _take_prepared(self, device: str, extra: Mapping[str, Any]) -> None:
+        if "unprepared" in extra:
+            logger.warning("%s cannot make %s ready: %s", device, extra["unprepared"],
+                           extra.get("error"))  # fmt: skip
+            return
+        try:
+            first, last = (int(part) for part in str(extra["prepared"]).split("-"))
+        except ValueError:
+            logger.error("%s says that it prepared %r", device, extra["prepared"])
+            return
+        self._successors.note_ready(device, (first, last))
 
     def _take_spans(self, device: str, spans: Any) -> None:
         try:
@@ -221,6 +252,7 @@ class Run:
             event, envelope = await self._events.get()
             self._state, actions = machine.handle(self._state, event, time.monotonic())
             for action in actions:
+                self._clock.saw(action, self._state)
                 try:
                     await self._act(action, envelope)
                 except CrowdMeshError as exc:
@@ -248,7 +280,9 @@ class Run:
             case ev.Forget(version=version):
                 self._free(version)
             case ev.Announce(news=news):
-                self._on_news(news)
+                self._announce(news)
+            case ev.ChooseOwners(need=need):
+                self._spawn(self._choose(need), "choosing who takes over")
             case ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger):
                 logger.error("refused: %s", fault.text)
                 if is_stranger:
@@ -267,14 +301,86 @@ class Run:
         else:
             self._result.set_exception(result)
 
+    def _announce(self, news: Any) -> None:
+        self._on_news(news)
+        if isinstance(news, ev.StepShown) and (recovery := self._clock.stepped()) is not None:
+            self._on_news(recovery)
+        is_running = isinstance(news, ev.PhaseChanged) and news.phase == "running"
+        if is_running and self._start.recovery is not None:
+            state = self._state
+            devices = [str(device) for device in state.party]
+            for device, stage in self._successors.to_prepare(state.plan, state.holders, devices):
+                self._prepare(device, stage)
+
+    def _prepare(self, device: str, stage: int) -> None:
+        """Sends a stage's programs and rows to a device that may have to take it over."""
+        plan = self._state.plan
+        layers = plan.stages[stage]
+
+        async def make() -> Any:
+            kit = await asyncio.to_thread(self._outfitter.kit, plan, stage)
+            extra = {**kit.extra, "prepare": f"{layers.first_layer}-{layers.last_layer}"}
+            return seal(Envelope(None, (kit.arrays,), extra))
+
+        self._post(device, Lane.BULK, make)
+
+    async def _choose(self, need: Any) -> None:
+        self._put(await self._successors.choose(need))
+
     def _send(self, action: ev.SendMessage) -> None:
         message = action.message
-        groups = tuple(self._slots.pop(slot, {}) for slot in action.attach)
-        extra = self._extras.get(message.stage, {}) if isinstance(message, msg.Install) else {}
-        frame = seal(Envelope(message, groups, extra))
-        # A task each: a member that does not drain must not hold up the others. Two messages to
-        # one member on one lane keep their order, since tasks start in order and queues are FIFO.
-        self._spawn(self._deliver(action.to, frame, Lane(action.lane)), "send")
+        lane = Lane(action.lane)
+        if isinstance(message, msg.Install):
+            verdicts = tuple(self._slots.get(slot, {}) for slot in action.attach[1:])
+
+            async def install() -> Any:
+                return await self._install_frame(message, action.to, verdicts)
+
+            self._post(action.to, lane, install)
+            return
+        groups = tuple(
+            self._slots.get(slot, {}) if slot.kind == "verdict" else self._slots.pop(slot, {})
+            for slot in action.attach
+        )
+        frame = seal(Envelope(message, groups))
+
+        async def ready() -> Any:
+            return frame
+
+        self._post(action.to, lane, ready)
+
+    async def _install_frame(
+        self, install: msg.Install, device: str, verdicts: tuple[Group, ...]
+    ) -> Any:
+        """The frame of an Install: what its device lacks goes with it."""
+        plan, stage = install.plan, install.stage
+        layers = plan.stages[stage].first_layer, plan.stages[stage].last_layer
+        arrays: dict[Key, Any] = {}
+        extra: dict[str, Any] = self._outfitter.addressed(plan, stage)
+        if install.action == "restore":
+            if not self._successors.has(device, layers):
+                kit = await asyncio.to_thread(self._outfitter.kit, plan, stage)
+                arrays |= kit.arrays
+                extra = {**kit.extra, **extra}
+            if not install.sources or any(s.device == COORDINATOR for s in install.sources):
+                version = install.base if install.state_version is None else install.state_version
+                state = await asyncio.to_thread(self._load_state, version)
+                arrays |= self._outfitter.state(plan, stage, state)
+        return seal(Envelope(install, (arrays, *verdicts), extra))
+
+    def _post(self, to: str, lane: Lane, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Sends what `make` returns, behind everything that was posted there before.
+
+        A task each: a member that does not drain must not hold up the others.
+        """
+        before = self._outbox.get((to, lane))
+
+        async def work() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            await self._deliver(to, await make(), lane)
+
+        self._outbox[to, lane] = self._spawn(work(), f"send to {to}")
 
     async def _deliver(self, to: str, frame: Any, lane: Lane) -> None:
         try:
@@ -282,10 +388,11 @@ class Run:
         except PeerLostError as exc:
             logger.warning("could not send to %s: %s", to, exc)
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(work, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, work: Any, name: str) -> None:
         try:
@@ -339,7 +446,7 @@ class Run:
 
     async def _send_rows(self, device: str, step: int, of: str) -> None:
         """Answers a device that holds no copy of the source."""
-        plan = self._start.plan
+        plan = self._state.plan
         extra: dict[str, Any] = {"rows": step, "of": of}
         groups: tuple[Group, ...] = ()
         try:

@@ -5,7 +5,6 @@ Keeps the run's folder and tells the caller. Knows nothing of plans being made o
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import queue
@@ -18,18 +17,22 @@ from typing import Any
 import numpy as np
 
 from ..core import PipelinePlan, Prediction, Timeline, schedule_for
-from ..data import DataSource, ShippableSource
+from ..data import DataSource
+from ..errors import RecordError
 from ..export import assemble
 from ..model import TrainingJob
-from ..programs import StageBundle, bundle_to_arrays
+from ..programs import StageBundle
 from ..protocol import coordinator_events as ev
 from ..protocol.common import BestRule, NonFinitePolicy, Tie
+from ..protocol.coordinator_events import Deadlines, RecoveryTerms
 from ..record import Journal, RunFolder
 from .callbacks import Control
 from .crew import Crew
 from .evaluation import EvaluationSet
 from .memory import MemoryReport, memory_table
+from .outfit import Outfitter
 from .predict import predict_run
+from .recovery import Recovery, RecoveryEvent
 from .result import (
     BestEvent,
     CheckpointEvent,
@@ -41,7 +44,8 @@ from .result import (
     TrainResult,
 )
 from .resume import Resumed, job_meta, rewind_metrics
-from .run import Outcome, Run, StageInstall
+from .run import Outcome, Run
+from .successors import Replan, Successors
 from .tracing import TraceWriter
 
 logger = logging.getLogger(__name__)
@@ -77,11 +81,20 @@ class Session:
         control: Control,
         prediction: Prediction | None,
         notes: Mapping[str, Any] | None,
+        recovery: Recovery | None,
+        replan: Replan,
     ) -> None:
         self.job, self.crew, self.data, self.plan = job, crew, data, plan
         self.bundles, self.folder, self.steps, self.tell = bundles, folder, steps, tell
         self.evaluation, self.rule, self.resumed = evaluation, rule, resumed
         self.control, self.prediction, self.notes = control, prediction, notes
+        self.recovery = recovery
+        held_out = evaluation.source if evaluation is not None else None
+        self.outfitter = Outfitter(crew.crowd, data, held_out)
+        self.outfitter.learn(plan, bundles)
+        copies = recovery.copies if recovery is not None else 1
+        self.successors = Successors(self.outfitter, copies=copies, replan=replan)
+        self.recoveries: list[RecoveryEvent] = []
         self.base = resumed.version if resumed is not None else 0
         self.evaluations: dict[int, Mapping[str, float]] = {}
         self.best_version = resumed.best_version if resumed is not None else None
@@ -125,7 +138,21 @@ class Session:
             snapshot_every=checkpoint_every,
             measure_repeats=MEASURE_REPEATS if measure else 0,
             config_sha256=digest,
+            heartbeat_s=self.recovery.heartbeat_s if self.recovery is not None else 0.5,
+            deadlines=self._deadlines(),
+            recovery=self._terms(),
         )
+
+        def load_state(version: int) -> Mapping[Key, np.ndarray]:
+            if version == self.base:
+                return arrays
+            kept = folder.load_checkpoint()
+            if kept.version != version:
+                raise RecordError(
+                    f"{folder.checkpoint_path}: holds version {kept.version}, {version} is needed"
+                )
+            return kept.arrays
+
         with folder.metrics() as self.metric_lines:
             rewind_metrics(self.metric_lines, self.base)
             run = Run(
@@ -136,7 +163,9 @@ class Session:
                 run=f"{folder.name}-{secrets.token_hex(4)}",
                 term=resumed.term if resumed is not None else 0,
                 epoch=resumed.epoch if resumed is not None else 0,
-                installs=[self._install(bundle, arrays) for bundle in self.bundles],
+                outfitter=self.outfitter,
+                load_state=load_state,
+                successors=self.successors,
                 source=self.data,
                 eval_source=self.evaluation.source if self.evaluation is not None else None,
                 on_news=self._news.put,
@@ -169,6 +198,7 @@ class Session:
             left_out_rows=self.evaluation.left_out_rows if self.evaluation is not None else 0,
             best_version=self.best_version,
             stopped=final.reason or None,
+            recoveries=tuple(self.recoveries),
             run_dir=folder.path,
         )
 
@@ -207,39 +237,22 @@ class Session:
             "left_out_rows": evaluation.left_out_rows,
         }
 
-    def _install(self, bundle: StageBundle, arrays: Mapping[Key, np.ndarray]) -> StageInstall:
-        """What one stage gets: programs, its part of the state, its part of the data."""
-        manifest = bundle.manifest
-        text, programs = bundle_to_arrays(bundle)
-        group: dict[Key, Any] = {("program", name, ""): data for name, data in programs.items()}
-        for leaf in manifest.resident:
-            role = "param" if leaf.role == "borrowed" else leaf.role
-            group[leaf.key] = arrays[role, leaf.layer, leaf.path]
-        extra: dict[str, Any] = {"manifest": text, "links": self._links(manifest.stage)}
-        first, last = manifest.stage == 0, manifest.stage == manifest.num_stages - 1
-        sources = {"data": self.data, "eval_data": self.evaluation and self.evaluation.source}
-        for role, source in sources.items():
-            if (first or last) and isinstance(source, ShippableSource):
-                extra[role] = json.dumps(source.spec())
-                for name, array in source.arrays(inputs=first, targets=last).items():
-                    group[role, name, ""] = array
-        return StageInstall(arrays=group, extra=extra)
+    def _terms(self) -> RecoveryTerms | None:
+        if self.recovery is None:
+            return None
+        planned = [str(device) for device in self.plan.devices]
+        spares = [device for device in self.crew.hellos if device not in planned]
+        return RecoveryTerms(
+            holders=self.successors.holders(self.plan, sorted([*planned, *spares])),
+            wave_every=self.recovery.wave_every,
+            log_steps=self.recovery.logged_steps,
+            return_s=self.recovery.return_s,
+        )
 
-    def _links(self, stage: int) -> dict[str, list[float]]:
-        """Links to emulate: those of the plan that are slower than the loopback."""
-        from ..core.crowd import LOOPBACK_BYTES_PER_S, LOOPBACK_LATENCY_S
-
-        me = self.plan.devices[stage]
-        links = {}
-        for other in (stage - 1, stage + 1):
-            if not 0 <= other < len(self.plan.stages):
-                continue
-            link = self.crew.crowd.link(me, self.plan.devices[other])
-            assert link is not None, "checked against the crowd"
-            real = link.bandwidth_bytes_per_s >= LOOPBACK_BYTES_PER_S
-            if not (real and link.latency_s <= LOOPBACK_LATENCY_S):
-                links[link.target] = [link.bandwidth_bytes_per_s, link.latency_s]
-        return links
+    def _deadlines(self) -> Deadlines:
+        if self.recovery is None:
+            return Deadlines()
+        return Deadlines(heartbeat_floor_s=self.recovery.silence_s)
 
     # News ----------------------------------------------------------------------------------------
 
@@ -289,6 +302,8 @@ class Session:
                 self._show_step(news)
             case ev.EvaluationShown(version=version, values=values):
                 self._show_evaluation(version, values)
+            case RecoveryEvent():
+                self._show_recovery(news)
             case ev.CheckpointKept(version=version):
                 path = self.folder.checkpoint_path
                 self.tell(CheckpointEvent(version=version, path=path))
@@ -296,6 +311,15 @@ class Session:
                 self.best_version = version
                 path = self.folder.best_path
                 self.tell(BestEvent(version=version, metric=metric, value=value, path=path))
+
+    def _show_recovery(self, event: RecoveryEvent) -> None:
+        self.recoveries.append(event)
+        logger.info("%s", event.line())
+        if event.plan is not None and event.plan != self.plan:
+            self.plan = event.plan
+            self.bundles = self.outfitter.bundles(event.plan)
+            self.trace.replan(event.plan)
+        self.tell(event)
 
     def _warn_if_planned_short(self, timed_s: float) -> None:
         planned_s = self.prediction.step_s if self.prediction is not None else math.inf

@@ -26,8 +26,15 @@ class TraceWriter:
     def __init__(self, plan: PipelinePlan) -> None:
         self.plan = plan
         self.predicted: Timeline | None = None
+        self._devices = list(plan.devices)
         self._spans: dict[int, list[Span]] = {}
         self._reported = -1
+
+    def replan(self, plan: PipelinePlan) -> None:
+        """Other devices, or other cuts, from here on."""
+        self.plan = plan
+        self.predicted = None  # it was of the plan before
+        self._devices += [device for device in plan.devices if device not in self._devices]
 
     def add(self, spans: Sequence[Span]) -> None:
         """Files op times of one device; forgets steps from the middle of a long run."""
@@ -73,7 +80,7 @@ class TraceWriter:
             if self.predicted is not None and begins:
                 events.extend(self._predicted(step, min(begins), self.predicted))
         meta = {"plan": self.plan.digest()}
-        return chrome_trace(events, devices=self.plan.devices, meta=meta)
+        return chrome_trace(events, devices=self._devices, meta=meta)
 
     def _measured(self, span: Span) -> Iterator[TraceEvent]:
         common = {

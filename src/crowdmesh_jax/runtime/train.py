@@ -18,13 +18,16 @@ from ..data import DataSource, checked_batch, known_targets
 from ..errors import InvalidCrowdError, InvalidPlanError, JobError, ScheduleError
 from ..export import build_bundles, initial_arrays
 from ..model import TrainingJob
+from ..programs import StageBundle
 from ..record import RunFolder
 from .callbacks import Callback, Control
 from .crew import Crew, TransportName
 from .evaluation import best_rule, evaluated_names, prepare_evaluation
+from .recovery import Recovery
 from .result import OnEvent, PhaseEvent, RunEvent, TrainResult
 from .resume import Resumed, read_resumed
 from .session import Session
+from .successors import Replan
 
 if TYPE_CHECKING:
     from ..solvers import PartitionResult
@@ -49,6 +52,7 @@ def train(
     keep_best: Any = None,
     callbacks: Sequence[Callback] = (),
     resume: str | Path | None = None,
+    recovery: Recovery | bool = False,
     measure: bool = True,
     on_event: OnEvent | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -77,6 +81,9 @@ def train(
         resume: A run's folder: goes on from its newest checkpoint, in the same folder. The crowd
             and the plan may be others; with plan="auto" its own plan is used if the crowd has its
             devices.
+        recovery: Go on when devices are lost: copies of each stage's state are kept on other
+            devices, and another takes the stage over. True: the default terms of `Recovery`.
+            False: a loss ends the run.
         measure: Time each stage alone before the run, to predict the step.
         on_event: Called in this thread with what happens (see `RunEvent`).
         notes: JSON-able, written into the run's `config.toml`.
@@ -179,10 +186,34 @@ def train(
             control=control,
             prediction=prediction,
             notes=notes,
+            recovery=(Recovery() if recovery else None) if isinstance(recovery, bool) else recovery,
+            replan=_replanner(job, crew, example, inputs_spec, targets_spec, solver, schedule),
         )
         return session.run(
             arrays, inputs_spec, events, checkpoint_every=checkpoint_every, measure=measure
         )
+
+
+def _replanner(
+    job: TrainingJob,
+    crew: Crew,
+    example: Any,
+    inputs_spec: Any,
+    targets_spec: Any,
+    solver: Any,
+    schedule: str,
+) -> Replan:
+    """Plans for the devices that are left, as for the run's first plan."""
+
+    def replan(devices: Sequence[str]) -> tuple[PipelinePlan, Sequence[StageBundle]]:
+        from ..profiling import profile
+        from ..solvers import partition
+
+        left = crew.crowd.only(devices)
+        plan = partition(profile(job, left, example), left, solver=solver, schedule=schedule)
+        return plan, build_bundles(job, plan, inputs_spec, targets_spec)
+
+    return replan
 
 
 def _teller(
