@@ -74,7 +74,10 @@ if TYPE_CHECKING:
     from .runtime import EvaluationEvent as EvaluationEvent
     from .runtime import MeasuredEvent as MeasuredEvent
     from .runtime import PhaseEvent as PhaseEvent
+    from .runtime import Recovery as Recovery
+    from .runtime import RecoveryEvent as RecoveryEvent
     from .runtime import StepEvent as StepEvent
+    from .runtime import TakeOver as TakeOver
     from .runtime import TrainResult as TrainResult
     from .runtime import callbacks as callbacks
     from .runtime import launch as launch
@@ -112,7 +115,7 @@ _ROOM_NAMES = {
     "report": "Report report",
     "runtime": (
         "BestEvent CheckpointEvent Crew DeviceEvent Evaluation EvaluationEvent MeasuredEvent"
-        " PhaseEvent StepEvent TrainResult launch restore train"
+        " PhaseEvent Recovery RecoveryEvent StepEvent TakeOver TrainResult launch restore train"
     ),
     "solvers": (
         "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"

@@ -4,6 +4,7 @@ from .callbacks import Control, EarlyStopping
 from .crew import Crew, launch
 from .emulation import Emulation, emulate
 from .evaluation import Evaluation
+from .recovery import Recovery, RecoveryEvent, TakeOver
 from .result import (
     BestEvent,
     CheckpointEvent,
@@ -30,8 +31,11 @@ __all__ = [
     "EvaluationEvent",
     "MeasuredEvent",
     "PhaseEvent",
+    "Recovery",
+    "RecoveryEvent",
     "RunEvent",
     "StepEvent",
+    "TakeOver",
     "TrainResult",
     "emulate",
     "launch",

@@ -179,7 +179,7 @@ class Session:
                 folder.write_trace(self.trace.finish())
                 if self.crew.transport_name != "memory":  # there all devices are one process
                     manifests = [bundle.manifest for bundle in self.bundles]
-                    folder.write_memory(memory_table(plan, manifests, self.memory))
+                    folder.write_memory(memory_table(self.plan, manifests, self.memory))
         trained = assemble(job, inputs_spec, final.arrays)
         measured = self.step_times[WARMUP_STEPS:] or self.step_times
         return TrainResult(
