@@ -13,7 +13,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +25,7 @@ from ..errors import AgentLostError, CrowdMeshError, InputError, LaunchError
 from ..protocol import messages as msg
 from ..transport import GrpcTransport, MemoryNetwork, PeerGone, Received, Transport
 from .emulation import Emulation, emulate
-from .launcher import Fleet
+from .launcher import AGENT_COMMAND, Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Crew:
         transport: TransportName = "grpc",
         log_dir: str | Path | None = None,
         cache_dir: str | Path | Literal["default"] | None = "default",
+        agent_command: Sequence[str] = AGENT_COMMAND,
     ) -> None:
         if transport not in ("grpc", "memory"):
             raise InputError(f"transport must be 'grpc' or 'memory', got {transport!r}")
@@ -65,7 +66,7 @@ class Crew:
         self.log_dir = Path(log_dir) if log_dir is not None else None
         """Where the agents' logs go; read when they start."""
         self._cache_dir = cache_folder("compiled") if cache_dir == "default" else cache_dir
-        self._fleet = Fleet()
+        self._fleet = Fleet(command=tuple(agent_command))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="crew", daemon=True)
         self._transport: Transport | None = None
@@ -153,7 +154,7 @@ class Crew:
     async def _await_hellos(self) -> None:
         assert self._hello_changed is not None
         started_s = time.monotonic()
-        missing = {device.id for device in self.crowd.devices} - set(self.hellos)
+        missing = self._missing
         while missing:
             self._hello_changed.clear()
             for agent in self._fleet.dead():
@@ -171,7 +172,36 @@ class Crew:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await self._hello_changed.wait()
-            missing = {device.id for device in self.crowd.devices} - set(self.hellos)
+            missing = self._missing
+
+    @property
+    def _missing(self) -> set[str]:
+        """Devices whose present process has not said hello."""
+        named = {str(device.id) for device in self.crowd.devices}
+        return named - set(self.hellos) | (self._reported_dead & named)
+
+    def relaunch(self, device: str) -> None:
+        """Starts a new process for a device whose process has ended, also during a run, which it
+        joins as a newcomer. Returns at once; `await_hellos` waits until it is there.
+
+        Raises:
+            InputError: No such device, or its process still runs; agents in this process.
+            LaunchError: The process could not be started.
+        """
+        if self.transport_name == "memory":
+            raise InputError("agents in this process cannot be relaunched")
+        self.call(self._relaunch(device))
+
+    async def _relaunch(self, device: str) -> None:
+        value = self.crowd.device(device)
+        before = self._fleet.agents[device]
+        if before.process.poll() is None:
+            raise InputError(
+                f"agent {device!r} still runs (pid {before.process.pid}): end it before it is"
+                " relaunched"
+            )
+        self._tell_dead(device, before.exit_text())  # before its successor is heard
+        self._fleet.relaunch(value)
 
     def close(self) -> None:
         """Ends agents, transport and loop. Idempotent; leaves no process behind."""
@@ -265,7 +295,7 @@ class Crew:
             if isinstance(item, PeerGone):
                 await self._lost(item)
                 continue
-            if item.peer not in self.hellos:
+            if item.peer not in self.hellos or item.peer in self._reported_dead:
                 try:
                     message = unseal(item.frame).message
                 except CrowdMeshError as exc:
@@ -273,13 +303,17 @@ class Crew:
                     continue
                 if isinstance(message, msg.Hello):
                     self.hellos[item.peer] = message
+                    self._reported_dead.discard(item.peer)
                     assert self._hello_changed is not None
                     self._hello_changed.set()
-                continue
+                else:
+                    continue
             if self._listener is not None:
                 self._listener(item)
 
     async def _lost(self, gone: PeerGone) -> None:
+        if gone.peer in self._reported_dead:
+            return  # another process may stand for it by now
         # The socket ends a moment before the process can be waited for, which knows the signal.
         agent = self._fleet.agents.get(gone.peer)
         for _ in range(5):
@@ -314,6 +348,7 @@ def launch(
     transport: TransportName = "grpc",
     log_dir: str | Path | None = None,
     cache_dir: str | Path | Literal["default"] | None = "default",
+    agent_command: Sequence[str] = AGENT_COMMAND,
 ) -> Crew:
     """Agents for a crowd on this machine, one process per device; a context manager.
 
@@ -324,8 +359,15 @@ def launch(
         transport: "grpc": processes; "memory": threads of this process, without emulation.
         log_dir: Where the agents' logs go; a temporary folder by default.
         cache_dir: Where compiled programs are kept between runs; None: nowhere.
+        agent_command: What starts an agent (a wrapper, a container); its arguments follow.
 
     Raises:
         LaunchError: (on entering) an agent did not come up.
     """
-    return Crew(crowd, transport=transport, log_dir=log_dir, cache_dir=cache_dir)
+    return Crew(
+        crowd,
+        transport=transport,
+        log_dir=log_dir,
+        cache_dir=cache_dir,
+        agent_command=agent_command,
+    )
