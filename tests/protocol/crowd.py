@@ -73,6 +73,8 @@ class Crowd:
         self.plan = PipelinePlan.even(layers, devices, microbatches=microbatches, schedule=schedule)
         self.random = random.Random(seed)
         self.copies = copies
+        self.damage = 0.0
+        """Share of copies that are damaged when they come, or are read."""
         self.rollbacks = Rollbacks()
         self.reference = Reference(layers, microbatches, self.rollbacks)
         self.now_s, self.sequence, self.events = 0.0, 0, 0

@@ -212,3 +212,27 @@ def test_a_million_events():
 def test_the_terms_of_recovery_are_checked():
     with pytest.raises(InvalidValueError, match="wave_every"):
         ce.RecoveryTerms(wave_every=0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_copies_are_passed_over_or_asked_for_again(seed):
+    """Every tenth copy is damaged on its way or on its disk; the run ends well with another, or
+    says that it has none. (Run by run the states are checked against the undisturbed history.)"""
+    chaos = Chaos(seed, faults=2, kinds=("kill", "restart"), copies=2, spares=3)
+    chaos.crowd.damage = 0.1
+    chaos.run(events=80_000)
+
+
+def test_a_restore_whose_copy_is_damaged_goes_on_from_the_next_holder():
+    crowd = running(Crowd(seed=8, spares=3, copies=2, steps=8), 4)
+    crowd.run(until=lambda: crowd.hub.durable >= 2)
+    crowd.kill("d1")
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "installing")
+    (taken,) = [s for a in decisions(crowd)[-1].actions for s in a.sources]
+    crowd.damage = 1.0
+    crowd.run(until=lambda: crowd.hub.state.damaged != ())
+    crowd.damage = 0.0
+    completes(crowd)
+    last = decisions(crowd)[-1]
+    used = [(s.device, s.copy.name) for a in last.actions for s in a.sources]
+    assert (taken.device, taken.copy.name) not in used

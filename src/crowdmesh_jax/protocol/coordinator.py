@@ -32,6 +32,7 @@ from .coordinator_evaluation import (
     on_evaluated,
 )
 from .coordinator_recovery import (
+    on_copy_lost,
     on_owners_chosen,
     on_report,
     on_verdict_made,
@@ -192,7 +193,7 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
 
 def _hear(turn: RunTurn, sender: str) -> None:
     member = turn.state.members[sender]
-    gaps = (*member.gaps, turn.now_s - member.heard_s)[-16:]
+    gaps = (*member.gaps, turn.now_s - member.heard_s)[-WINDOW:]
     turn.set_member(sender, heard_s=turn.now_s, gaps=gaps)
 
 
@@ -213,6 +214,7 @@ _ON_MESSAGE: dict[type, Callable[[RunTurn, str, Any], None]] = {
     msg.Report: on_report,
     msg.VerdictMade: on_verdict_made,
     msg.Stored: on_stored,
+    msg.CopyLost: on_copy_lost,
 }
 _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,

@@ -55,7 +55,9 @@ class Deadlines:
     """A later step gets max(floor, `step_factor` x p99 of the last steps)."""
     step_factor: float = 8.0
     heartbeat_floor_s: float = 10.0
-    """A running member's silence gets max(floor, `step_factor` x its longest usual gap)."""
+    """A running member's silence gets at least this; more if its usual gaps are longer."""
+    phi: float = 8.0
+    """A silence that would come by chance with 10^-phi is a loss."""
     finish_s: float = 120.0
     """Until all shards of a closing wave are here and written."""
     suspect_grace_s: float = 1.5

@@ -28,6 +28,7 @@ from .common import Fault, Mark
 from .member_copies import (
     on_assign,
     on_chunk,
+    on_copy_damaged,
     on_copy_sealed,
     on_discard,
     on_fetch,
@@ -170,6 +171,7 @@ def _unload(turn: MemberTurn, fault: Fault | None) -> None:
         logs=(),
         log_asks=(),
         fetching=(),
+        asked_again=(),
         verdicts=(),
         losses=(),
         floor=0,
@@ -266,6 +268,7 @@ _HANDLERS: dict[type, Callable[[MemberTurn, Any], None]] = {
     ev.Installed: on_installed,
     ev.Frozen: on_frozen,
     ev.CopySealed: _on_copy_sealed,
+    ev.CopyDamaged: on_copy_damaged,
     ev.StageMeasured: _on_stage_measured,
     ev.PeerLost: _on_peer_lost,
     ev.BodyFailed: _on_body_failed,
