@@ -35,6 +35,8 @@ COORDINATOR = "coordinator"
 LAUNCH_DEADLINE_S = 90.0
 """For all agents to import JAX and say hello; a slow board under load needs some of it."""
 WATCH_S = 0.1
+ENDING_S = 2.0
+"""A process that was killed has so long to be gone, with all its threads."""
 
 
 class Crew:
@@ -154,7 +156,7 @@ class Crew:
     async def _await_hellos(self) -> None:
         assert self._hello_changed is not None
         started_s = time.monotonic()
-        missing = self._missing
+        missing = self.missing
         while missing:
             self._hello_changed.clear()
             for agent in self._fleet.dead():
@@ -172,10 +174,10 @@ class Crew:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await self._hello_changed.wait()
-            missing = self._missing
+            missing = self.missing
 
     @property
-    def _missing(self) -> set[str]:
+    def missing(self) -> set[str]:
         """Devices whose present process has not said hello."""
         named = {str(device.id) for device in self.crowd.devices}
         return named - set(self.hellos) | (self._reported_dead & named)
@@ -195,7 +197,11 @@ class Crew:
     async def _relaunch(self, device: str) -> None:
         value = self.crowd.device(device)
         before = self._fleet.agents[device]
-        if before.process.poll() is None:
+        until_s = time.monotonic() + ENDING_S
+        while before.process.poll() is None:
+            if time.monotonic() < until_s:
+                await asyncio.sleep(WATCH_S)
+                continue
             raise InputError(
                 f"agent {device!r} still runs (pid {before.process.pid}): end it before it is"
                 " relaunched"

@@ -90,6 +90,9 @@ class Fleet:
             LaunchError: The process could not be started; all agents were stopped.
         """
         assert self._start is not None, "spawned before"
+        before = self.agents[device.id].process
+        if before.stdin is not None:
+            before.stdin.close()
         self._start(device, "ab")
 
     def _launch(
