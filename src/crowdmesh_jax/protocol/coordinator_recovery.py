@@ -79,6 +79,8 @@ def open_epoch(turn: RunTurn, lost: tuple[DeviceId, ...], reason: str) -> None:
         early=(),
         wave_open=False,
         wave_asked_s=None,
+        change_reason=None,
+        assigned=0,
         acks=(),
         was_resumed=False,
         opened_at=max(state.committed, state.opened_at),

@@ -32,6 +32,8 @@ class Phase(enum.Enum):
     RUNNING = "running"
     STOPPING = "stopping"
     """A stop mark was committed; the shards of its wave are awaited."""
+    PAUSING = "pausing"
+    """A stop mark was committed for a change of plan; all are to stand still at that version."""
     FENCING = "fencing"
     """Epoch opened, members told to stop and report."""
     DECIDING = "deciding"
@@ -170,6 +172,12 @@ class CoordinatorState:
     """Versions written and kept in memory until that is decided."""
     best: float | None = None
     writing_best: int | None = None
+    change_reason: str | None = None
+    """Why the policy wants an epoch though nobody was lost."""
+    holders_asked: tuple[LayerHolders, ...] | None = None
+    """Wanted by the policy; taken when no wave is open."""
+    assigned: int = 0
+    """Highest `seq` of an Assign in this epoch."""
     stop_reason: str | None = None
     """The user's code wants to stop."""
     ending: Fault | None = None
