@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .runtime import TakeOver as TakeOver
     from .runtime import TrainResult as TrainResult
     from .runtime import callbacks as callbacks
+    from .runtime import connect as connect
     from .runtime import launch as launch
     from .runtime import restore as restore
     from .runtime import train as train
@@ -115,7 +116,8 @@ _ROOM_NAMES = {
     "report": "Report report",
     "runtime": (
         "BestEvent CheckpointEvent Crew DeviceEvent Evaluation EvaluationEvent MeasuredEvent"
-        " PhaseEvent Recovery RecoveryEvent StepEvent TakeOver TrainResult launch restore train"
+        " PhaseEvent Recovery RecoveryEvent StepEvent TakeOver TrainResult connect"
+        " launch restore train"
     ),
     "solvers": (
         "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"

@@ -8,6 +8,7 @@ from typing import Any
 from .crowd import Crowd
 
 FAULTS = ("kill", "suspect", "freeze", "restart", "crash_hub")
+CHANGES = ("change", "holders")
 
 
 class Chaos:
@@ -47,6 +48,9 @@ class Chaos:
             if not crowd.hub.is_down and crowd.hub.journal:
                 down_s = self.random.choice((0.1, 1.0, 8.0))
                 crowd.crash_hub(after_actions=self.random.randint(0, 6), down_s=down_s)
+        elif kind in CHANGES:
+            if not crowd.hub.is_down and crowd.hub.state.start is not None:
+                crowd.ask_change() if kind == "change" else crowd.ask_holders()
         elif kind == "restart" or body.is_dead:
             crowd.restart(name)
         elif kind == "kill":

@@ -12,6 +12,7 @@ import heapq
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from crowdmesh_jax.core import schedule_for
@@ -30,7 +31,7 @@ from crowdmesh_jax.protocol import (
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
 from crowdmesh_jax.protocol.evidence import Base, is_valid
-from crowdmesh_jax.protocol.owners import choose_owners, ring_holders
+from crowdmesh_jax.protocol.owners import OwnersChoice, choose_owners, ring_holders
 
 from .crowd_member import HUB, CrowdMember
 from .toy import Reference, Rollbacks
@@ -73,6 +74,9 @@ class Crowd:
         self.plan = PipelinePlan.even(layers, devices, microbatches=microbatches, schedule=schedule)
         self.random = random.Random(seed)
         self.copies = copies
+        self.wishes = False
+        self.damage = 0.0
+        """Share of copies that are damaged when they come, or are read."""
         self.rollbacks = Rollbacks()
         self.reference = Reference(layers, microbatches, self.rollbacks)
         self.now_s, self.sequence, self.events = 0.0, 0, 0
@@ -200,6 +204,47 @@ class Crowd:
         fresh.life = self.members[name].life + 1
         self.members[name] = fresh
         self.say_hello(name)
+
+    def ask_change(self) -> None:
+        """The policy wants another plan, though nobody is lost."""
+        self.log.append(f"{self.now_s:.2f} change")
+        self.wishes = True
+        self.hub.on(ce.ChangeAsked(reason="a better plan"))
+
+    def ask_holders(self) -> None:
+        """The policy wants copies elsewhere."""
+        self.log.append(f"{self.now_s:.2f} holders")
+        party = list(self.hub.state.party)
+        self.random.shuffle(party)
+        copies = self.random.choice((1, 2))
+        self.hub.on(
+            ce.HoldersAsked(holders=ring_holders(self.hub.state.plan, party, copies=copies))
+        )
+
+    def wish(self, need: Any) -> OwnersChoice:
+        """Any plan over whoever is here: other owners, perhaps other cuts."""
+        self.wishes = False
+        devices = list(need.devices)
+        self.random.shuffle(devices)
+        layers, stages = self.plan.num_layers, len(need.plan.stages)
+        if self.random.random() < 0.5:
+            plan = replace(
+                need.plan,
+                stages=tuple(
+                    replace(stage, device=device)
+                    for stage, device in zip(need.plan.stages, devices, strict=False)
+                ),
+            )
+            if len(plan.stages) < stages:
+                plan = need.plan
+        else:
+            count = self.random.randint(1, min(len(devices), layers))
+            plan = PipelinePlan.even(
+                layers, devices[:count], microbatches=self.plan.microbatches,
+                schedule=self.plan.schedule,
+            )  # fmt: skip
+        holders = ring_holders(plan, need.devices, copies=self.copies)
+        return OwnersChoice(plan=plan, holders=holders, reason="wished")
 
     def crash_hub(self, *, after_actions: int = 0, down_s: float = 1.0) -> None:
         """The coordinator ends, perhaps in the middle of a list of actions; it starts again."""
@@ -360,7 +405,8 @@ class Hub:
                 for slot in [s for s in self.slots if (s.kind, s.step) == ("state", version)]:
                     del self.slots[slot]
             case ce.ChooseOwners(need=need):
-                choice = choose_owners(need, copies=crowd.copies)
+                choice = crowd.wish(need) if crowd.wishes and need.is_still else None
+                choice = choice or choose_owners(need, copies=crowd.copies)
                 self.later(ce.OwnersChosen(epoch=need.epoch, choice=choice))
             case ce.Announce(news=news):
                 if isinstance(news, ce.StepShown):

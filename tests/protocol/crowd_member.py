@@ -117,6 +117,7 @@ class CrowdMember:
             case me.SealCopy(sender=sender, copy=copy, manifest=manifest, epoch=epoch):
                 data = self.incomplete.pop((sender, copy.name), None)
                 is_whole = data is not None and manifest.checksum == checksum(data)
+                is_whole &= self.crowd.random.random() >= self.crowd.damage
                 if is_whole:
                     self.keep(copy, *data)
                 self.later(me.CopySealed(copy=copy, epoch=epoch, is_whole=is_whole, checksum="c"))
@@ -193,6 +194,10 @@ class CrowdMember:
             for source in install.sources:
                 if source.device == HUB:
                     continue
+                if self.crowd.random.random() < self.crowd.damage:
+                    self.slots[Slot(kind="install", step=version, layer=layers.start)] = brought
+                    self.on(me.CopyDamaged(copy=source.copy, reason="damaged on disk"))
+                    return
                 states, verdict = self.copies[source.copy.name]
                 found.update({k: v for k, v in states.items() if k in layers})
                 if verdict is not None:

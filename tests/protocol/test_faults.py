@@ -486,6 +486,11 @@ def test_the_deadline_of_silence_is_learned_from_usual_gaps():
     )
     info = next(iter(at_step(world, 5).hub.state.members.values()))
     assert info.gaps
-    usual_s = max(info.gaps)
-    assert heartbeat_deadline_s(world.hub.state, info) == pytest.approx(max(3, 8 * usual_s))
-    assert 8 * usual_s > 3
+    even = replace(info, gaps=(2.0, 2.2, 1.8) * 20)
+    learned_s = heartbeat_deadline_s(world.hub.state, even)
+    # Gaps of 2.0 +- 0.16, of which a quarter of the mean is the least that is believed: 5.6 sigma.
+    assert learned_s == pytest.approx(2 + 5.612 * 0.5, abs=0.01)
+    tail = replace(info, gaps=(0.1,) * 60 + (4.0,))
+    assert heartbeat_deadline_s(world.hub.state, tail) == pytest.approx(8.0), "twice the longest"
+    quick = replace(info, gaps=(0.1,) * 60)
+    assert heartbeat_deadline_s(world.hub.state, quick) == 3, "the floor"

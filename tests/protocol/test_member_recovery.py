@@ -194,8 +194,14 @@ def test_a_copy_is_invisible_and_unsaid_until_its_seal_matched():
     state, actions = tell(state, messages.Seal(**of, manifest=manifest), "d1")
     assert [type(action) for action in actions] == [me.SealCopy]
     damaged, actions = member.handle(state, me.CopySealed(copy=copy, epoch=1, is_whole=False), 0.0)
-    assert [type(action) for action in actions] == [me.DropCopies]
+    assert [type(action) for action in actions] == [me.DropCopies, me.SendMessage]
     assert copy not in damaged.copies
+    again = actions[1]
+    assert isinstance(again, me.SendMessage)
+    assert (again.to, again.message) == ("d1", messages.Fetch(**of)), "once more from the owner"
+    sealed = me.CopySealed(copy=copy, epoch=1, is_whole=False)
+    _, actions = member.handle(damaged, sealed, 0.0)
+    assert [type(action) for action in actions] == [me.DropCopies], "a holder asks once"
     whole, (stored,) = member.handle(
         state, me.CopySealed(copy=copy, epoch=1, is_whole=True, checksum="x"), 0.0
     )

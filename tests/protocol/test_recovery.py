@@ -16,7 +16,7 @@ from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, reco
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
 
-from .chaos import FAULTS, Chaos
+from .chaos import CHANGES, FAULTS, Chaos
 from .crowd import Crowd
 
 
@@ -212,3 +212,72 @@ def test_a_million_events():
 def test_the_terms_of_recovery_are_checked():
     with pytest.raises(InvalidValueError, match="wave_every"):
         ce.RecoveryTerms(wave_every=0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_copies_are_passed_over_or_asked_for_again(seed):
+    """Every tenth copy is damaged on its way or on its disk; the run ends well with another, or
+    says that it has none. (Run by run the states are checked against the undisturbed history.)"""
+    chaos = Chaos(seed, faults=2, kinds=("kill", "restart"), copies=2, spares=3)
+    chaos.crowd.damage = 0.1
+    chaos.run(events=80_000)
+
+
+def test_a_restore_whose_copy_is_damaged_goes_on_from_the_next_holder():
+    crowd = running(Crowd(seed=8, spares=3, copies=2, steps=8), 4)
+    crowd.run(until=lambda: crowd.hub.durable >= 2)
+    crowd.kill("d1")
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "installing")
+    (taken,) = [s for a in decisions(crowd)[-1].actions for s in a.sources]
+    crowd.damage = 1.0
+    crowd.run(until=lambda: crowd.hub.state.damaged != ())
+    crowd.damage = 0.0
+    completes(crowd)
+    last = decisions(crowd)[-1]
+    used = [(s.device, s.copy.name) for a in last.actions for s in a.sources]
+    assert (taken.device, taken.copy.name) not in used
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_change_of_plan_loses_no_work(seed):
+    crowd = running(Crowd(seed=seed, steps=9, stages=3, spares=2), 3, seed)
+    committed = crowd.hub.state.committed
+    crowd.ask_change()
+    crowd.run(until=lambda: len(decisions(crowd)) == 1)
+    (decision,) = decisions(crowd)
+    assert not decision.is_rollback
+    assert committed <= decision.base <= committed + 2, "the very version of the stop mark"
+    assert all(action.version == decision.base for action in decision.actions)
+    completes(crowd)
+
+
+def test_a_newcomer_becomes_a_member_with_a_change():
+    crowd = running(Crowd(seed=2, steps=9, spares=1), 2)
+    crowd.kill("s0")
+    crowd.run(until=lambda: len(decisions(crowd)) == 1 and crowd.hub.state.phase.value == "running")
+    crowd.restart("s0")
+    crowd.run(until=lambda: "s0" in crowd.hub.state.members)
+    assert "s0" not in crowd.hub.state.party
+    crowd.hub.on(ce.ChangeAsked(reason="s0 came"))
+    crowd.run(until=lambda: "s0" in crowd.hub.state.party)
+    completes(crowd)
+
+
+def test_other_holders_are_told_between_two_waves_and_outlive_the_coordinator():
+    crowd = running(Crowd(seed=3, steps=12, spares=2), 3)
+    before = crowd.hub.state.holders
+    crowd.ask_holders()
+    crowd.run(until=lambda: any(isinstance(r, records.Assigned) for r in crowd.hub.records))
+    (assigned,) = [r for r in crowd.hub.records if isinstance(r, records.Assigned)]
+    assert assigned.holders != before
+    crowd.crash_hub(down_s=0.5)
+    crowd.run(until=lambda: crowd.hub.state.was_resumed and not crowd.hub.is_down)
+    assert crowd.hub.state.holders == assigned.holders
+    later = crowd.hub.durable
+    crowd.run(until=lambda: crowd.hub.durable > later or crowd.hub.is_over)
+    completes(crowd)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_changes_among_faults(seed):
+    Chaos(seed, faults=4, kinds=(*FAULTS, *CHANGES, *CHANGES), spares=3).run(events=80_000)

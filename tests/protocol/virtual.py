@@ -86,8 +86,11 @@ class World:
         return 0.0 if self.stages else self.random.choice((0.0, 0.01, self.random.random()))
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
+        self.at(self.now_s + seconds, call)
+
+    def at(self, moment_s: float, call: Callable[[], None]) -> None:
         self.sequence += 1
-        heapq.heappush(self.heap, (self.now_s + seconds, self.sequence, call))
+        heapq.heappush(self.heap, (moment_s, self.sequence, call))
 
     def ticks(self) -> None:
         for body in (self.hub, *self.members.values()):
@@ -299,7 +302,7 @@ class Member:
                 if answer is not None:
                     self.on(answer)
 
-        self.world.after(self.free_s - self.world.now_s, end)
+        self.world.at(self.free_s, end)  # not as a difference, whose rounding may change the order
 
     def carry_out(self, action: Any) -> Any:
         world, slots, me_ = self.world, self.slots, self.stage

@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             listen=arguments.listen,
             speed=arguments.speed,
             token=os.environ.get("CROWDMESH_TOKEN", ""),
+            stays=not arguments.watch_stdin,
             limits=CopyLimits(
                 memory_bytes=int(arguments.copies_mb * 2**20),
                 disk_bytes=int(arguments.copies_dir_mb * 2**20),

@@ -25,7 +25,7 @@ from ..transport import GrpcTransport, Lane, PeerGone, Received, ShapedTransport
 from .compute import ComputeThread
 from .copies import CopyLimits
 from .envelope import EVALUATION, TRAINING, Envelope, seal, unseal
-from .keeper import Keeper
+from .keeper import DamagedCopyError, Keeper
 from .memory import memory_use, reset_peak, trim
 from .ops import StageOps
 from .prepared import PreparedStages, is_preparation
@@ -51,6 +51,7 @@ class Appliance:
         coordinator_address: To reach the coordinator again if the channel breaks; None: the agent
             ends with the channel.
         speed: Emulated speed of the compute thread.
+        stays: Waits for the next coordinator when one closes its channel.
         limits: How much it keeps for others.
     """
 
@@ -62,6 +63,7 @@ class Appliance:
         address: str = "",
         coordinator_address: str | None = None,
         speed: float = 1.0,
+        stays: bool = False,
         limits: CopyLimits | None = None,
     ) -> None:
         self._links: dict[str, tuple[float, float]] = {}
@@ -73,7 +75,7 @@ class Appliance:
             coordinator=machine.DeviceId(coordinator),
         )
         self._address, self._coordinator_address = address, coordinator_address
-        self._speed = speed
+        self._speed, self._stays = speed, stays
         self._pace = Pace(speed)
         self._programs = ProgramCache()
         self._prepared = PreparedStages(self._programs)
@@ -144,17 +146,21 @@ class Appliance:
     def _peer_gone(self, gone: PeerGone) -> None:
         if gone.peer != self.coordinator:
             self._put(ev.PeerLost(device=machine.DeviceId(gone.peer), reason=gone.reason))
-        elif gone.error is None or self._coordinator_address is None:
+            return
+        is_end = gone.error is None and not self._stays
+        if is_end or self._coordinator_address is None:
             logger.info("the coordinator is gone (%s): stopping", gone.reason)
             self._stopped.set()
         else:
-            logger.warning("the coordinator broke off (%s): training on", gone.reason)
+            logger.warning("the coordinator is gone (%s): waiting for it to return", gone.reason)
             self._spawn(self._rejoin(self._coordinator_address), "rejoin")
 
     async def _rejoin(self, address: str) -> None:
         try:
             await self.transport.connect(self.coordinator, address, deadline_s=REJOIN_S)
             await self.say_hello()
+            if self._ops.held is not None:
+                await self._ops.held.ask_rows_again()
         except PeerLostError as exc:
             logger.error("the coordinator did not come back: %s", exc)
             self._stopped.set()
@@ -303,8 +309,10 @@ class Appliance:
             await self._reach(to)
             await self.transport.send(to, frame, lane)
         except PeerLostError as exc:
-            # The transport reports the end of the channel as an event of its own.
-            logger.warning("could not send to %s: %s", to, exc)
+            # The transport reports the end of the channel as an event of its own. A coordinator
+            # that is away misses a heartbeat every half second.
+            level = logging.DEBUG if to == self.coordinator else logging.WARNING
+            logger.log(level, "could not send to %s: %s", to, exc)
 
     async def _reach(self, peer: str) -> None:
         """Opens a channel to a member of this epoch, if there is none."""
@@ -351,6 +359,8 @@ class Appliance:
                 await self.transport.send(action.to, frame, Lane.BULK)
         except PeerLostError as exc:
             logger.warning("a copy did not reach %s: %s", action.to, exc)
+        except DamagedCopyError as exc:
+            self._put(ev.CopyDamaged(copy=exc.copy, reason=exc.message))
 
     async def _seal_copy(self, action: ev.SealCopy) -> None:
         life, copy = self._life, action.copy
@@ -374,7 +384,11 @@ class Appliance:
         )
         if install.action == "restore":
             began_s = time.monotonic()
-            held = await self._restored(install, version, brought, extra)
+            try:
+                held = await self._restored(install, version, brought, extra)
+            except DamagedCopyError as exc:
+                self._put(ev.CopyDamaged(copy=exc.copy, reason=exc.message))
+                return
             if life != self._life:
                 return
             self._ops.held = held
@@ -404,7 +418,14 @@ class Appliance:
         known, more = self._prepared.find(install)
         arrays = {**known, **state, **brought}
         held = await asyncio.to_thread(
-            HeldStage.load, install, version, arrays, {**more, **extra}, ask, self._programs
+            HeldStage.load,
+            install,
+            version,
+            arrays,
+            {**more, **extra},
+            ask,
+            lambda: self.coordinator in self.transport.peers,
+            self._programs,
         )
         self._prepared.remember(install, held, {**known, **brought}, {**more, **extra})
         return held
@@ -506,6 +527,7 @@ async def serve(
     listen: str,
     speed: float,
     token: str,
+    stays: bool,
     limits: CopyLimits,
 ) -> int:
     """Joins a coordinator over gRPC and serves its runs. Returns the process's exit status."""
@@ -520,6 +542,7 @@ async def serve(
             address=address,
             coordinator_address=coordinator_address,
             speed=speed,
+            stays=stays,
             limits=limits,
         )
         await agent.say_hello()

@@ -26,6 +26,14 @@ from .stage import HeldStage
 logger = logging.getLogger(__name__)
 
 
+class DamagedCopyError(RecordError):
+    """A copy that was whole cannot be read any more."""
+
+    def __init__(self, copy: Copy, reason: str) -> None:
+        super().__init__(reason)
+        self.copy = copy
+
+
 class Keeper:
     """The copies of one agent, as the machine names them."""
 
@@ -91,14 +99,13 @@ class Keeper:
         """State from these copies, and the slot of the verdict that they bring.
 
         Raises:
-            RecordError: One is damaged, or not here.
+            DamagedCopyError: One cannot be read.
         """
         state: dict[Key, Any] = {}
         for copy in copies:
-            arrays = await asyncio.to_thread(self.store.get, copy.name)
+            arrays = await self._read(copy)
             if arrays is None:
-                raise RecordError(f"the copy of layers {copy.first_layer}-{copy.last_layer} at"
-                                  f" version {copy.version} is not here")  # fmt: skip
+                raise DamagedCopyError(copy, "it is not here")
             state.update(arrays.state)
             slot = Slot(kind="verdict", step=copy.version - 1)
             if arrays.verdict and not self._slots.get(slot):
@@ -109,8 +116,12 @@ class Keeper:
         self, copy: Copy, held: HeldStage | None
     ) -> AsyncIterator[tuple[np.ndarray, Mapping[str, Any]]]:
         """A copy's bytes, piece by piece, with what goes beside the first; then `manifest` has its
-        seal. A copy that is the resident state itself is read from there: it is frozen."""
-        arrays = await asyncio.to_thread(self.store.get, copy.name)
+        seal. A copy that is the resident state itself is read from there: it is frozen.
+
+        Raises:
+            DamagedCopyError: It cannot be read.
+        """
+        arrays = await self._read(copy)
         if arrays is None:
             assert held is not None, "the machine sends only what is there"
             arrays = CopyArrays(state=held.worker.snapshot(), verdict=self._verdict(copy))
@@ -133,6 +144,12 @@ class Keeper:
             size_bytes=packing.size_bytes,
             checksum=checksum.hexdigest(),
         )
+
+    async def _read(self, copy: Copy) -> CopyArrays | None:
+        try:
+            return await asyncio.to_thread(self.store.get, copy.name)
+        except RecordError as exc:
+            raise DamagedCopyError(copy, exc.message) from exc
 
     def manifest(self, copy: Copy) -> Manifest:
         """Of a copy whose stream has ended."""

@@ -26,6 +26,7 @@ class Rows:
     Args:
         source: A copy of the user's source; None to ask the coordinator for each step.
         ask: Sends the coordinator a request for a step's rows.
+        is_reachable: Whether it is there to answer.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Rows:
         has_targets: bool,
         source: ShippableSource | None,
         ask: Callable[[int], Any],
+        is_reachable: Callable[[], bool],
     ) -> None:
         self._microbatches = microbatches
         self._has_inputs = has_inputs
         self._has_targets = has_targets
         self._source = source
         self._ask = ask
+        self._is_reachable = is_reachable
         self._arriving: dict[int, asyncio.Future[Mapping[str, Leaves]]] = {}
         self._inputs: dict[int, list[Leaves]] = {}
         self._targets: dict[int, list[Leaves]] = {}
@@ -77,15 +80,24 @@ class Rows:
         self._arriving[step] = future
         await self._ask(step)
         try:
-            async with asyncio.timeout(ROWS_DEADLINE_S):
-                return await future
-        except TimeoutError as exc:
-            raise PeerLostError(
-                f"waited {ROWS_DEADLINE_S:g} s for the rows of step {step} from the coordinator,"
-                " which reads them from your data source; is batch() slow or stuck?"
-            ) from exc
+            while True:
+                done, _ = await asyncio.wait([future], timeout=ROWS_DEADLINE_S)
+                if done:
+                    return future.result()
+                if self._is_reachable():
+                    raise PeerLostError(
+                        f"waited {ROWS_DEADLINE_S:g} s for the rows of step {step} from the"
+                        " coordinator, which reads them from your data source; is batch() slow or"
+                        " stuck?"
+                    )
+                # It is away: on its silence alone nobody stops; it is asked again when it is back.
         finally:
             self._arriving.pop(step, None)
+
+    async def ask_again(self) -> None:
+        """Asks for all that has not come."""
+        for step in tuple(self._arriving):
+            await self._ask(step)
 
     def arrived(self, step: int, parts: Mapping[str, Leaves]) -> None:
         """Rows that were asked for came."""

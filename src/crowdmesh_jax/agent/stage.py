@@ -51,6 +51,7 @@ class HeldStage:
         arrays: dict[Key, Any],
         extra: Mapping[str, Any],
         ask: Callable[..., Any],
+        is_reachable: Callable[[], bool],
         known: ProgramCache | None = None,
     ) -> HeldStage:
         """Checks and compiles what an Install frame brought, and puts its state in place.
@@ -58,6 +59,7 @@ class HeldStage:
         Args:
             version: Of the state in `arrays`.
             arrays: Emptied on the way, so that what was installed is not held twice.
+            ask, is_reachable: See `Rows`.
             known: Programs that this process has loaded before.
 
         Raises:
@@ -90,6 +92,7 @@ class HeldStage:
             has_targets=worker.is_last,
             source=_shipped_source("data", arrays, extra),
             ask=ask,
+            is_reachable=is_reachable,
         )
         eval_rows = None
         if install.evaluation is not None:
@@ -99,6 +102,7 @@ class HeldStage:
                 has_targets=worker.is_last,
                 source=_shipped_source("eval_data", arrays, extra),
                 ask=lambda microbatch: ask(microbatch, EVALUATION),
+                is_reachable=is_reachable,
             )
         names = {name: manifest.first_layer + i for i, name in enumerate(manifest.layer_names)}
         held = cls(worker, rows, eval_rows, {name: names[name] for name, _ in manifest.lends})
@@ -142,6 +146,12 @@ class HeldStage:
             # A copy: the next update donates the parameter, perhaps before this was sent.
             tied.setdefault(self._lending_layers[key[1]], {})[key] = np.array(value)
         return tied
+
+    async def ask_rows_again(self) -> None:
+        """The coordinator is back: what was asked of the one before may have been lost."""
+        for rows in (self.rows, self.eval_rows):
+            if rows is not None:
+                await rows.ask_again()
 
     def rewind(self, step: int, *, gradient: bool) -> None:
         """Forgets the rows of `step` and later, and perhaps all work on the step at hand."""

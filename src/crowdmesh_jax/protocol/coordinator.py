@@ -9,6 +9,7 @@ ends the run, with its state as it was, unless Start says how it recovers (`coor
     running --Done(finish)--> finishing --result written--> done
     running --Done(stop)--> stopping --its checkpoint written--> halted
     any --loss, return--> fencing --> deciding --> installing      (where the run recovers)
+    running --ChangeAsked, Done(stop)--> pausing --all stand still--> fencing
     any --error, deadline, second Interrupt, a loss without recovery--> halted
 """
 
@@ -25,6 +26,12 @@ from . import coordinator_events as ev
 from . import messages as msg
 from .common import Fault, Mark
 from .coordinator_begin import on_hello, on_measured, on_ready, on_start
+from .coordinator_change import (
+    is_change,
+    on_change_asked,
+    open_when_still,
+    pause,
+)
 from .coordinator_checkpoints import ask_snapshot_when_due, on_checkpoint_written, on_stage_state
 from .coordinator_evaluation import (
     note_evaluate_mark,
@@ -32,6 +39,7 @@ from .coordinator_evaluation import (
     on_evaluated,
 )
 from .coordinator_recovery import (
+    on_copy_lost,
     on_owners_chosen,
     on_report,
     on_verdict_made,
@@ -65,7 +73,12 @@ from .coordinator_turn import (
     halt,
 )
 from .coordinator_watch import on_tick
-from .coordinator_waves import ask_wave_when_due, note_wave_mark, on_stored
+from .coordinator_waves import (
+    ask_wave_when_due,
+    note_wave_mark,
+    on_holders_asked,
+    on_stored,
+)
 
 __all__ = ["CoordinatorState", "DeviceId", "Result", "handle"]
 
@@ -125,6 +138,8 @@ def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
     if Mark.FINISH in message.marks:
         wait = turn.wait_for("the result", state.devices, limit_s, why)
         turn.enter(Phase.FINISHING, wait)
+    elif is_change(state, message):
+        pause(turn)
     elif Mark.STOP in message.marks:
         wait = turn.wait_for("the state at the stop", state.devices, limit_s, why)
         turn.enter(Phase.STOPPING, wait)
@@ -192,12 +207,13 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
 
 def _hear(turn: RunTurn, sender: str) -> None:
     member = turn.state.members[sender]
-    gaps = (*member.gaps, turn.now_s - member.heard_s)[-16:]
+    gaps = (*member.gaps, turn.now_s - member.heard_s)[-WINDOW:]
     turn.set_member(sender, heard_s=turn.now_s, gaps=gaps)
 
 
 def _on_heartbeat(turn: RunTurn, sender: str, message: msg.Heartbeat) -> None:
     turn.set_member(sender, heartbeat=message)
+    open_when_still(turn)
 
 
 _ON_MESSAGE: dict[type, Callable[[RunTurn, str, Any], None]] = {
@@ -213,6 +229,7 @@ _ON_MESSAGE: dict[type, Callable[[RunTurn, str, Any], None]] = {
     msg.Report: on_report,
     msg.VerdictMade: on_verdict_made,
     msg.Stored: on_stored,
+    msg.CopyLost: on_copy_lost,
 }
 _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
@@ -225,4 +242,6 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.Interrupt: on_interrupt,
     ev.Tick: on_tick,
     ev.OwnersChosen: on_owners_chosen,
+    ev.ChangeAsked: on_change_asked,
+    ev.HoldersAsked: on_holders_asked,
 }

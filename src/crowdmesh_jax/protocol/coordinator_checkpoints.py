@@ -28,7 +28,8 @@ def ask_snapshot_when_due(turn: RunTurn) -> None:
 
 def on_stage_state(turn: RunTurn, sender: str, message: msg.StageState) -> None:
     state = turn.state
-    expect_phase(state, sender, message, Phase.RUNNING, Phase.STOPPING, Phase.FINISHING)
+    phases = (Phase.RUNNING, Phase.PAUSING, Phase.STOPPING, Phase.FINISHING)
+    expect_phase(state, sender, message, *phases)
     stage = state.plan.stage_of(sender)
     layers = None if stage is None else state.plan.stages[stage]
     if state.recovery is not None and message.version == state.checkpoint:

@@ -55,7 +55,9 @@ class Deadlines:
     """A later step gets max(floor, `step_factor` x p99 of the last steps)."""
     step_factor: float = 8.0
     heartbeat_floor_s: float = 10.0
-    """A running member's silence gets max(floor, `step_factor` x its longest usual gap)."""
+    """A running member's silence gets at least this; more if its usual gaps are longer."""
+    phi: float = 8.0
+    """A silence that would come by chance with 10^-phi is a loss."""
     finish_s: float = 120.0
     """Until all shards of a closing wave are here and written."""
     suspect_grace_s: float = 1.5
@@ -210,6 +212,21 @@ class CheckpointAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeAsked:
+    """The policy wants another plan, or newcomers as members, though nobody was lost: everyone
+    stops at the next commit, and an epoch is opened there; no work is lost (section 9)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldersAsked:
+    """The policy wants copies elsewhere, from the next wave on; needs no epoch (section 9)."""
+
+    holders: tuple[LayerHolders, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BodyFailed:
     """An action could not be carried out: the disk is full, a bundle cannot be read."""
 
@@ -223,11 +240,12 @@ class Interrupt:
 
 CoordinatorEvent = (
     MessageReceived | Start | MemberLost | CheckpointWritten | BestWritten | StopAsked
-    | CheckpointAsked | BodyFailed | Interrupt | Tick | Restart | OwnersChosen
+    | CheckpointAsked | BodyFailed | Interrupt | Tick | Restart | OwnersChosen | ChangeAsked
+    | HoldersAsked
 )  # fmt: skip
 COORDINATOR_EVENTS: tuple[type, ...] = (
     MessageReceived, Start, MemberLost, CheckpointWritten, BestWritten, StopAsked, CheckpointAsked,
-    BodyFailed, Interrupt, Tick, Restart, OwnersChosen,
+    BodyFailed, Interrupt, Tick, Restart, OwnersChosen, ChangeAsked, HoldersAsked,
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------

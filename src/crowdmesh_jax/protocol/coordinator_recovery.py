@@ -79,6 +79,8 @@ def open_epoch(turn: RunTurn, lost: tuple[DeviceId, ...], reason: str) -> None:
         early=(),
         wave_open=False,
         wave_asked_s=None,
+        change_reason=None,
+        assigned=0,
         acks=(),
         was_resumed=False,
         opened_at=max(state.committed, state.opened_at),
@@ -115,6 +117,21 @@ def on_reports_late(turn: RunTurn) -> None:
             turn.forget_member(device)
     turn.set(crew=tuple(device for device in state.crew if device in state.reports))
     decide_when_heard(turn)
+
+
+def on_copy_lost(turn: RunTurn, sender: str, message: msg.CopyLost) -> None:
+    """A copy that cannot be used: an install that takes it is decided anew, without it."""
+    state = turn.state
+    entry = (str(message.device), message.copy.name)
+    if sender not in state.party or entry in state.damaged:
+        return
+    turn.set(damaged=(*state.damaged, entry))
+    sources = [s for a in (state.decided.actions if state.decided else ()) for s in a.sources]
+    is_taken = any((str(s.device), s.copy.name) == entry for s in sources)
+    if state.phase is Phase.INSTALLING and is_taken:
+        layers = f"layers {message.copy.first_layer}-{message.copy.last_layer}"
+        text = f"the copy of {layers} on {message.device} cannot be used: {message.reason}"
+        open_epoch(turn, (), text)
 
 
 # Deciding ---------------------------------------------------------------------------------------
@@ -170,6 +187,7 @@ def judge(state: CoordinatorState) -> Judgement:
                 for peer in said.cannot_hear
                 if peer in state.members and not state.members[peer].is_newcomer
             ),
+            copies=tuple(c for c in said.copies if (device, c.name) not in state.damaged),
         )
         for device, said in state.reports.items()
     }

@@ -65,6 +65,8 @@ def on_interrupt(turn: RunTurn, event: ev.Interrupt) -> None:
         turn.set(ending=fault)
         marks = (Mark.SNAPSHOT, Mark.STOP)
         turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=marks))
+    elif first and state.phase is Phase.PAUSING:
+        turn.set(ending=fault)  # the epoch that is about to be opened stops at once
     elif first and is_closing(state):
         return  # the end is near, and worth having
     else:

@@ -84,7 +84,7 @@ def _apply(state: CoordinatorState, record: records.Record) -> CoordinatorState:
         case records.Term(term=term):
             return replace(state, term=max(term, state.term))
         case records.Epoch(epoch=epoch):
-            return replace(state, epoch=epoch, was_resumed=False)
+            return replace(state, epoch=epoch, was_resumed=False, assigned=0)
         case records.Decision():
             plan = record.plan
             schedule = state.started.schedule
@@ -98,6 +98,10 @@ def _apply(state: CoordinatorState, record: records.Record) -> CoordinatorState:
                 standing=Standing(plan=plan, schedule=schedule, holders=record.holders),
                 bases=(*state.bases, Base(epoch=record.epoch, base=record.base)),
             )
+        case records.Assigned(number=seq, holders=holders):
+            standing = state.standing
+            assert standing is not None, "a Decision stands before it"
+            return replace(state, assigned=seq, standing=replace(standing, holders=holders))
         case records.Resumed():
             return replace(state, was_resumed=True)
         case records.StepCommitted(step=step):

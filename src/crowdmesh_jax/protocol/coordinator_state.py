@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,6 +32,8 @@ class Phase(enum.Enum):
     RUNNING = "running"
     STOPPING = "stopping"
     """A stop mark was committed; the shards of its wave are awaited."""
+    PAUSING = "pausing"
+    """A stop mark was committed for a change of plan; all are to stand still at that version."""
     FENCING = "fencing"
     """Epoch opened, members told to stop and report."""
     DECIDING = "deciding"
@@ -169,6 +172,12 @@ class CoordinatorState:
     """Versions written and kept in memory until that is decided."""
     best: float | None = None
     writing_best: int | None = None
+    change_reason: str | None = None
+    """Why the policy wants an epoch though nobody was lost."""
+    holders_asked: tuple[LayerHolders, ...] | None = None
+    """Wanted by the policy; taken when no wave is open."""
+    assigned: int = 0
+    """Highest `seq` of an Assign in this epoch."""
     stop_reason: str | None = None
     """The user's code wants to stop."""
     ending: Fault | None = None
@@ -181,6 +190,8 @@ class CoordinatorState:
     crew: tuple[DeviceId, ...] = ()
     """Where the run recovers: all members of this epoch, with and without a stage."""
     reports: Mapping[str, Evidence] = field(default_factory=dict)
+    damaged: tuple[tuple[str, tuple[int, int, int, int]], ...] = ()
+    """(device, name) of copies that cannot be used, whatever reports say."""
     bases: tuple[Base, ...] = ()
     """Of all decided epochs."""
     decided: Decision | None = None
@@ -289,10 +300,20 @@ def closing_deadline_s(state: CoordinatorState) -> float:
 
 
 def heartbeat_deadline_s(state: CoordinatorState, member: MemberInfo) -> float:
-    """How long a running member may be silent."""
+    """How long a running member may be silent.
+
+    Phi-accrual (Hayashibara et al., SRDS 2004), as a deadline: with gaps between messages taken as
+    normal, a silence of this length would come by chance with 10^-phi. Gaps of training have a
+    heavier tail than that (a compile, a collection of garbage), so twice the longest one seen
+    counts too.
+    """
     limits = state.started.deadlines
-    usual_s = p99(member.gaps) if member.gaps else 0.0
-    return max(limits.heartbeat_floor_s, limits.step_factor * usual_s)
+    if len(member.gaps) < 2:
+        return limits.heartbeat_floor_s
+    mean_s = statistics.fmean(member.gaps)
+    z = statistics.NormalDist().inv_cdf(1 - 10**-limits.phi)
+    accrued_s = mean_s + z * max(statistics.pstdev(member.gaps), mean_s / 4)
+    return max(limits.heartbeat_floor_s, accrued_s, 2 * max(member.gaps))
 
 
 def describe_stage(state: CoordinatorState, device: str) -> str:

@@ -40,7 +40,7 @@ def on_tick(turn: RunTurn, event: ev.Tick) -> None:
             turn.set(suspicions=())
             lose(turn, suspicion.device, suspicion.reason)
             return
-    if state.phase in (Phase.RUNNING, Phase.STOPPING, Phase.FINISHING):
+    if state.phase in (Phase.RUNNING, Phase.PAUSING, Phase.STOPPING, Phase.FINISHING):
         _check_heartbeats(turn)
     give_up_late_wave(turn)
     _check_wait(turn)

@@ -11,7 +11,7 @@ from . import coordinator_events as ev
 from . import messages as msg
 from . import records
 from .common import Mark
-from .coordinator_state import Ack, CoordinatorState, Phase
+from .coordinator_state import Ack, CoordinatorState, Phase, Standing
 from .coordinator_turn import RunTurn
 from .evidence import LayerHolders
 
@@ -92,6 +92,7 @@ def _complete_wave(turn: RunTurn, version: int) -> None:
     for device in state.party:
         turn.send(device, msg.Discard(**turn.of_epoch, version=version))
     turn.do(ev.Announce(news=ev.WaveKept(version=version)))
+    assign_when_quiet(turn)
     ask_wave_when_due(turn)
 
 
@@ -106,3 +107,31 @@ def give_up_late_wave(turn: RunTurn) -> None:
     missing = {ack.device for ack in missing_acks(state, state.wave_from)}
     turn.set(wave_asked_s=None)
     turn.do(ev.Announce(news=ev.WaveGivenUp(missing=tuple(sorted(missing)))))
+    assign_when_quiet(turn)
+
+
+def on_holders_asked(turn: RunTurn, event: ev.HoldersAsked) -> None:
+    """Taken at once, or when the open wave has ended: who must acknowledge it was settled then."""
+    turn.set(holders_asked=event.holders)
+    assign_when_quiet(turn)
+
+
+def assign_when_quiet(turn: RunTurn) -> None:
+    """Journals and tells the holders that are asked for, while no wave is open."""
+    state = turn.state
+    holders = state.holders_asked
+    if holders is None or state.phase is not Phase.RUNNING or state.wave_asked_s is not None:
+        return
+    turn.set(holders_asked=None)
+    known = {*state.party}
+    if holders == state.holders or any(d not in known for e in holders for d in e.devices):
+        return  # as it is; or of an epoch that is over
+    seq = state.assigned + 1
+    turn.journal(records.Assigned(epoch=state.epoch, number=seq, holders=holders))
+    standing = state.standing or Standing(plan=state.plan, schedule=state.started.schedule)
+    turn.set(
+        assigned=seq,
+        standing=Standing(plan=standing.plan, schedule=standing.schedule, holders=holders),
+    )
+    for device in state.party:
+        turn.send(device, msg.Assign(**turn.of_epoch, seq=seq, holders=holders))

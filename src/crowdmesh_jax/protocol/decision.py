@@ -97,12 +97,14 @@ def conclude(judgement: Judgement, choice: OwnersChoice) -> Decision | Halt:
             checkpoint=past.checkpoint,
         )
     recut = cuts(choice.plan) != cuts(past.plan)
+    is_still = judgement.need(()).is_still
     if (recut or judgement.is_rollback) and judgement.rollback is None:
         return no_base(judgement)
-    is_rollback = judgement.is_rollback or recut
+    # With everyone at the base, states can move as they are: nothing is taken back.
+    is_rollback = judgement.is_rollback or (recut and not is_still)
     base = judgement.rollback if is_rollback and judgement.rollback is not None else judgement.base
     reasons = list(judgement.reasons)
-    if recut and not judgement.is_rollback:
+    if recut and is_rollback and not judgement.is_rollback:
         reasons.append(f"other cuts: rollback to {base}, as logs serve at the old cuts only")
     if choice.reason:
         reasons.append(choice.reason)
@@ -111,7 +113,9 @@ def conclude(judgement: Judgement, choice: OwnersChoice) -> Decision | Halt:
     actions = []
     for index, stage in enumerate(choice.plan.stages):
         entry = live.get(index)
-        if entry is not None and entry.device != stage.device:
+        if entry is not None and entry.device != stage.device and is_still:
+            entry = None  # handed over, as it is
+        elif entry is not None and entry.device != stage.device:
             raise ProtocolError(
                 f"the policy gave stage {index} to {stage.device}; {entry.device} holds it, live"
             )
@@ -120,7 +124,7 @@ def conclude(judgement: Judgement, choice: OwnersChoice) -> Decision | Halt:
         elif entry is not None and not is_rollback and entry.version == base - 1:
             act = "apply"
         else:
-            version = base if is_rollback else versions[index]
+            version = base if is_rollback or is_still else versions[index]
             found = choose_sources(judgement.sources, stage.layers, version, stage.device)
             actions.append(
                 StageAction(

@@ -84,6 +84,7 @@ class Judgement:
             lost_stages=self.lost_stages,
             devices=devices,
             copies_of=copies_of,
+            is_still=not self.lost_stages and all(x.version == self.base for x in self.live),
             cannot_hear=self.cannot_hear,
         )
 

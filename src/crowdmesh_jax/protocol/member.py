@@ -28,6 +28,7 @@ from .common import Fault, Mark
 from .member_copies import (
     on_assign,
     on_chunk,
+    on_copy_damaged,
     on_copy_sealed,
     on_discard,
     on_fetch,
@@ -44,9 +45,9 @@ from .member_install import (
     on_verdict_known,
 )
 from .member_logs import on_fetch_log
-from .member_state import MemberState, Phase, waiting_for
+from .member_state import MemberState, Phase
 from .member_step import STEP_HANDLERS, on_pipeline
-from .member_turn import MemberTurn, expect_phase, reject
+from .member_turn import MemberTurn, beat, expect_phase, reject
 
 __all__ = ["DeviceId", "MemberState", "Result", "handle"]
 
@@ -170,6 +171,7 @@ def _unload(turn: MemberTurn, fault: Fault | None) -> None:
         logs=(),
         log_asks=(),
         fetching=(),
+        asked_again=(),
         verdicts=(),
         losses=(),
         floor=0,
@@ -226,15 +228,7 @@ def _on_tick(turn: MemberTurn, event: ev.Tick) -> None:
         return
     if turn.now_s - state.heartbeat_s < grant.heartbeat_s:
         return
-    turn.set(heartbeat_s=turn.now_s)
-    beat = msg.Heartbeat(
-        **turn.of_epoch,
-        phase=state.phase.value,
-        version=state.version,
-        completed_ops=state.completed,
-        waiting=waiting_for(state) if state.install is not None else None,
-    )
-    turn.tell(beat)
+    beat(turn)
 
 
 _FROM_COORDINATOR: dict[type, Callable[[MemberTurn, Any], None]] = {
@@ -266,6 +260,7 @@ _HANDLERS: dict[type, Callable[[MemberTurn, Any], None]] = {
     ev.Installed: on_installed,
     ev.Frozen: on_frozen,
     ev.CopySealed: _on_copy_sealed,
+    ev.CopyDamaged: on_copy_damaged,
     ev.StageMeasured: _on_stage_measured,
     ev.PeerLost: _on_peer_lost,
     ev.BodyFailed: _on_body_failed,

@@ -134,8 +134,8 @@ def on_copy_sealed(turn: MemberTurn, event: ev.CopySealed) -> bool:
     if not is_current or not event.is_whole or (copy.version < state.floor and not wanted):
         if all(have.name != copy.name for have in state.copies):
             turn.do(ev.DropCopies(copies=(copy,)))
-        if wanted and is_current:
-            raise ProtocolError(f"the copy {copy.name} came damaged from its source")
+            if is_current and not event.is_whole:
+                _ask_again(turn, copy)
         return False
     turn.set(copies=_with(state, copy))
     if not wanted:
@@ -145,6 +145,42 @@ def on_copy_sealed(turn: MemberTurn, event: ev.CopySealed) -> bool:
     left = tuple(s for s in turn.state.fetching if s.copy.name != copy.name)
     turn.set(fetching=left)
     return not left
+
+
+def _ask_again(turn: MemberTurn, copy: Copy) -> None:
+    """It came damaged: once more from the same device; then it is said to be lost."""
+    state = turn.state
+    source = next((s.device for s in state.fetching if s.copy.name == copy.name), None)
+    plan = state.install.plan if state.install else state.enlisted and state.enlisted.plan
+    stages = plan.stages if plan is not None else ()
+    owners = [s.device for s in stages if s.first_layer == copy.first_layer]
+    ask = source or next(iter(owners), None)
+    if copy.name not in state.asked_again and ask is not None:
+        turn.set(asked_again=(*state.asked_again, copy.name))
+        turn.request(ask, msg.Fetch(**turn.of_epoch, copy=copy))
+    elif source is not None:
+        reason = f"it came damaged to {state.device}, twice"
+        turn.tell(msg.CopyLost(**turn.of_epoch, device=source, copy=copy, reason=reason))
+
+
+def on_copy_damaged(turn: MemberTurn, event: ev.CopyDamaged) -> None:
+    """It is no copy any more; who needs it is told, fenced or not: a Report may have named it."""
+    state = turn.state
+    copies = tuple(have for have in state.copies if have.name != event.copy.name)
+    if copies == state.copies:
+        return
+    turn.set(copies=copies)
+    turn.do(ev.DropCopies(copies=(event.copy,)))
+    if state.phase in (Phase.IDLE, Phase.FAILED):
+        return
+    lost = msg.CopyLost(
+        run=state.run,
+        epoch=state.fence,
+        device=state.device,
+        copy=event.copy,
+        reason=event.reason,
+    )
+    turn.answer(lost)
 
 
 def on_fetch(turn: MemberTurn, sender: str, message: msg.Fetch) -> None:

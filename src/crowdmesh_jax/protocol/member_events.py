@@ -175,6 +175,14 @@ class CopySealed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyDamaged:
+    """A whole copy that is kept here cannot be read any more, or is not what it was."""
+
+    copy: Copy
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TiedLent:
     """LendTied is done: slots "tied" of the step are filled where this stage lends leaves."""
 
@@ -204,12 +212,12 @@ class Tick:
 MemberEvent = (
     MessageReceived | Installed | StageMeasured | DataReady | OpDone | StepFinished | Reduced
     | Applied | Snapshotted | EvalDataReady | EvalDone | EvaluationFinished | PeerLost | BodyFailed
-    | Tick | Frozen | CopySealed | TiedLent
+    | Tick | Frozen | CopySealed | CopyDamaged | TiedLent
 )  # fmt: skip
 MEMBER_EVENTS: tuple[type, ...] = (
     MessageReceived, Installed, StageMeasured, DataReady, OpDone, StepFinished, Reduced,
     Applied, Snapshotted, EvalDataReady, EvalDone, EvaluationFinished, PeerLost, BodyFailed, Tick,
-    Frozen, CopySealed, TiedLent,
+    Frozen, CopySealed, CopyDamaged, TiedLent,
 )  # fmt: skip
 
 # Actions --------------------------------------------------------------------------------------
@@ -237,6 +245,8 @@ class LoadStage:
     Done when the programs passed their checks and are compiled, the state of version
     `install.base` is resident, and the channels to both neighbours in `install.plan` are open
     (either side may have dialled). Answer Installed, or BodyFailed.
+
+    A copy that turns out to be damaged is answered by CopyDamaged, and by nothing else.
 
     `install.action`: "keep" and "apply" leave the state as it is (programs and neighbours may be
     the same, too). "restore" takes version `install.state_version` from the copies in

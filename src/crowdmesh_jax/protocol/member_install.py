@@ -127,6 +127,7 @@ def _begin_epoch(turn: MemberTurn, message: msg.Install | msg.Enlist) -> None:
         is_frozen=False,
         copies=tuple(copy for copy in turn.state.copies if copy.version <= message.base),
         fetching=(),
+        asked_again=(),
         waves_due=(),
         shards_due=(),
         reassigned=None,

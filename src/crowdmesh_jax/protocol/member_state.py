@@ -123,6 +123,8 @@ class MemberState:
     """Whole ones, own snapshots among them."""
     fetching: tuple[Source, ...] = ()
     """Copies on their way to an install."""
+    asked_again: tuple[tuple[int, int, int, int], ...] = ()
+    """Names of copies that came damaged once in this epoch."""
     logs: tuple[LoggedStep, ...] = ()
     log_asks: tuple[LogAsk, ...] = ()
     losses: tuple[StepValues, ...] = ()

@@ -26,7 +26,7 @@ from .member_evaluation import (
 )
 from .member_logs import ask_logs, cross
 from .member_state import MemberState, Phase
-from .member_turn import FRESH_STEP, MemberTurn, expect_phase, reject
+from .member_turn import FRESH_STEP, MemberTurn, beat, expect_phase, reject
 
 PREFETCH_STEPS = 2
 """Batches requested: of the step at work and the next."""
@@ -326,6 +326,8 @@ def _on_applied(turn: MemberTurn, event: ev.Applied) -> None:
     _send_tied(turn, event.step)
     if state.ending is Mark.STOP and state.phase is Phase.RUN:
         turn.set(phase=Phase.STOPPED)
+        if state.recovers:
+            beat(turn)  # a change of plan may wait for it
 
 
 def _send_tied(turn: MemberTurn, step: int) -> None:

@@ -13,7 +13,7 @@ from ..errors import ProtocolError
 from . import member_events as ev
 from . import messages as msg
 from .common import Fault, Parts, Slot
-from .member_state import MemberState, Phase
+from .member_state import MemberState, Phase, waiting_for
 
 FRESH_STEP: dict[str, Any] = {
     "issued": 0,
@@ -80,6 +80,20 @@ class MemberTurn:
         self.set(phase=Phase.FAILED)
         self.tell(msg.Error(**self.of_epoch, fault=fault))
         self.do(ev.Fail(fault=fault))
+
+
+def beat(turn: MemberTurn) -> None:
+    """A sign of life, and of what this member does."""
+    state = turn.state
+    turn.set(heartbeat_s=turn.now_s)
+    sign = msg.Heartbeat(
+        **turn.of_epoch,
+        phase=state.phase.value,
+        version=state.version,
+        completed_ops=state.completed,
+        waiting=waiting_for(state) if state.install is not None else None,
+    )
+    turn.tell(sign)
 
 
 def reject(turn: MemberTurn, sender: str, message: msg.Message, why: str) -> None:

@@ -40,6 +40,7 @@ from .recovery_messages import (
     Attach,
     Attached,
     Chunk,
+    CopyLost,
     Discard,
     Enlist,
     Fence,
@@ -300,7 +301,7 @@ Message = (
     | Hello | Ready | Measured | Done | Loss | Evaluated | StageState | Heartbeat | Suspect | Error
     | StaleEpoch
     | Fence | Report | Enlist | VerdictMade | VerdictKnown | Chunk | Seal | Stored | Fetch
-    | FetchLog | Discard | Assign | Attach | Attached
+    | FetchLog | Discard | Assign | Attach | Attached | CopyLost
 )  # fmt: skip
 
 MESSAGES: tuple[type, ...] = (
@@ -309,7 +310,7 @@ MESSAGES: tuple[type, ...] = (
     Hello, Ready, Measured, Done, Loss, Evaluated, StageState, Heartbeat, Suspect, Error,
     StaleEpoch,
     Fence, Report, Enlist, VerdictMade, VerdictKnown, Chunk, Seal, Stored, Fetch, FetchLog,
-    Discard, Assign, Attach, Attached,
+    Discard, Assign, Attach, Attached, CopyLost,
 )  # fmt: skip
 _BY_KIND = {cls.__name__: cls for cls in MESSAGES}
 

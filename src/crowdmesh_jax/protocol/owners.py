@@ -26,6 +26,9 @@ class OwnersNeed:
     """Fenced and heard, in a fixed order."""
     copies_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Device -> lost stages of which it holds a copy that would be used."""
+    is_still: bool = False
+    """All stages are live, at the version where the epoch starts: any plan may follow, with other
+    owners and other cuts, and no work is lost."""
     cannot_hear: tuple[tuple[DeviceId, DeviceId], ...] = ()
     """(listener, speaker): links to leave out of the plan; the same plan again is a livelock."""
 

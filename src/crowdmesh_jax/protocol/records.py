@@ -116,6 +116,16 @@ class Wave:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """Other holders from here on, in the same epoch."""
+
+    epoch: int
+    number: int
+    """Of this Assign within the epoch."""
+    holders: tuple[LayerHolders, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
     """The run reached its last version and the result is safe."""
 
@@ -135,11 +145,11 @@ class Halted:
 
 Record = (
     Term | Epoch | Decision | MembersMeasured | Resumed | StepCommitted | Evaluation | Best | Wave
-    | Finish | Halted | VerdictDecided
+    | Finish | Halted | VerdictDecided | Assigned
 )  # fmt: skip
 RECORDS: tuple[type, ...] = (
     Term, Epoch, Decision, MembersMeasured, Resumed, StepCommitted, Evaluation, Best, Wave, Finish,
-    Halted, VerdictDecided,
+    Halted, VerdictDecided, Assigned,
 )  # fmt: skip
 JOURNAL_FIELDS = ("seq", "at_s")
 """What a journal adds to a record: its number, and when it was written (Unix time)."""

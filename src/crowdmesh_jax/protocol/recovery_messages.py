@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from .common import OfEpoch, StepVerdict, Verdict
 from .evidence import Copy, Direction, Evidence, LayerHolders, StepValues
@@ -99,6 +100,17 @@ class Fetch(OfEpoch):
     """Send me that copy: as Chunks and a Seal."""
 
     copy: Copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyLost(OfEpoch):
+    """The copy that `device` said it had cannot be used: damaged on its disk, or whenever it comes.
+
+    To the coordinator. An install that needs it is decided anew without it."""
+
+    device: DeviceId
+    copy: Copy
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

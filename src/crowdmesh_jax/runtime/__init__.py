@@ -1,7 +1,7 @@
 """Runs training over real agents: launcher, coordinator's body, `train`."""
 
 from .callbacks import Control, EarlyStopping
-from .crew import Crew, launch
+from .crew import Crew, connect, launch
 from .emulation import Emulation, emulate
 from .evaluation import Evaluation
 from .recovery import Recovery, RecoveryEvent, TakeOver
@@ -37,6 +37,7 @@ __all__ = [
     "StepEvent",
     "TakeOver",
     "TrainResult",
+    "connect",
     "emulate",
     "launch",
     "restore",

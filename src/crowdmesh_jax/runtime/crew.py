@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from ..errors import AgentLostError, CrowdMeshError, InputError, LaunchError
 from ..protocol import messages as msg
 from ..transport import GrpcTransport, MemoryNetwork, PeerGone, Received, Transport
 from .emulation import Emulation, emulate
-from .launcher import Fleet
+from .launcher import TOKEN_VARIABLE, Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +53,16 @@ class Crew:
         transport: TransportName = "grpc",
         log_dir: str | Path | None = None,
         cache_dir: str | Path | Literal["default"] | None = "default",
+        listen: str | None = None,
+        token: str | None = None,
     ) -> None:
         if transport not in ("grpc", "memory"):
             raise InputError(f"transport must be 'grpc' or 'memory', got {transport!r}")
         self.transport_name: TransportName = transport
         self.emulation: Emulation = emulate(crowd)
+        self._listen, self._token = listen, token
+        if self.is_joined:  # devices have the pace that they have
+            self.emulation = Emulation(crowd=crowd, factor=1.0, cores={})
         if transport == "memory":
             # One process computes for all: no device has a pace of its own.
             self.emulation = Emulation(crowd=crowd, factor=1.0, cores={})
@@ -84,14 +90,20 @@ class Crew:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether agents were started elsewhere, and live on when this process ends."""
+        return self._listen is not None
+
     def start(self) -> None:
-        """Starts the agents and waits until each has said hello.
+        """Starts the agents and waits until each has said hello; who joins is waited for by a run.
 
         Raises:
             LaunchError: One died or said nothing in time; carries the end of its log.
         """
         self.spawn()
-        self.await_hellos()
+        if not self.is_joined:
+            self.await_hellos()
 
     def spawn(self) -> None:
         """Starts the agents and returns, so that there is time for other things meanwhile.
@@ -128,10 +140,17 @@ class Crew:
             await self._start_processes()
 
     async def _start_processes(self) -> None:
-        transport = GrpcTransport(COORDINATOR, run="crowd", token=self._fleet.token)
+        transport = GrpcTransport(
+            COORDINATOR,
+            run="crowd",
+            token=self._token or self._fleet.token,
+            address=self._listen or "127.0.0.1:0",
+        )
         self._transport = transport
         address = await transport.start()
         self._run_task(self._receive(transport), "receive")
+        if self.is_joined:
+            return
         log_dir = self.log_dir or Path(tempfile.mkdtemp(prefix="crowdmesh-logs-"))
         cache_dir = Path(self._cache_dir) if self._cache_dir is not None else None
         self._fleet.spawn(self.emulation, address, log_dir, cache_dir)
@@ -270,19 +289,23 @@ class Crew:
             if isinstance(item, PeerGone):
                 await self._lost(item)
                 continue
-            if item.peer not in self.hellos:
-                try:
-                    message = unseal(item.frame).message
-                except CrowdMeshError as exc:
-                    logger.error("a frame from %s was refused: %s", item.peer, exc)
-                    continue
-                if isinstance(message, msg.Hello):
-                    self.hellos[item.peer] = message
-                    assert self._hello_changed is not None
-                    self._hello_changed.set()
-                continue
-            if self._listener is not None:
+            if item.frame.message.get("message", {}).get("kind") == msg.Hello.__name__:
+                self._take_hello(item)
+            if self._listener is not None and item.peer in self.hellos:
                 self._listener(item)
+
+    def _take_hello(self, item: Received) -> None:
+        """A device is here, or here again: as another process, or after its channel broke."""
+        try:
+            message = unseal(item.frame).message
+        except CrowdMeshError as exc:
+            logger.error("a frame from %s was refused: %s", item.peer, exc)
+            return
+        assert isinstance(message, msg.Hello)
+        assert self._hello_changed is not None
+        self.hellos[item.peer] = message
+        self._reported_dead.discard(item.peer)
+        self._hello_changed.set()
 
     async def _lost(self, gone: PeerGone) -> None:
         # The socket ends a moment before the process can be waited for, which knows the signal.
@@ -311,6 +334,31 @@ class Crew:
         if agent is None or agent.process.poll() is None:
             return reason
         return f"its process was {agent.exit_text()}".replace("was exited", "exited")
+
+
+def connect(crowd: Crowd, *, listen: str = "127.0.0.1:5151", token: str | None = None) -> Crew:
+    """Agents that were started elsewhere and join here; a context manager.
+
+    Each was started as `python -m crowdmesh_jax.agent --device ID --coordinator ADDRESS`, with the
+    same CROWDMESH_TOKEN. They live on when this process ends, however it ends: the same script,
+    started again with `resume=`, takes up a run with `recovery` where it is.
+
+    Args:
+        crowd: Who may join, with what is known of them.
+        listen: Where agents reach this process; until TLS exists, on this machine only.
+        token: The secret that they share; by default that of the environment.
+
+    Raises:
+        InputError: There is no token.
+        AddressError: (on entering) the address is taken, or not of this machine.
+    """
+    token = token or os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        raise InputError(
+            f"connect needs the token that the agents were started with: set {TOKEN_VARIABLE}, or"
+            " give token="
+        )
+    return Crew(crowd, listen=listen, token=token)
 
 
 def launch(

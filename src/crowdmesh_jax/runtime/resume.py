@@ -21,6 +21,7 @@ from ..core import PipelinePlan
 from ..errors import CrowdMeshError, JobError, RecordError
 from ..export import TrainState, assemble, initial_arrays
 from ..model import TrainingJob
+from ..protocol import Record, record_from_plain, records
 from ..protocol.common import BestRule
 from ..record import Checkpoint, Journal, RunFolder, load_checkpoint, read_manifest
 from ..record.checkpoint import MANIFEST, CheckpointManifest
@@ -29,6 +30,51 @@ Key = tuple[str, str, str]
 SHOWN_DIFFERENCES = 4
 ROLES = {"param": 0, "state": 1, "opt": 2, "global": 3}
 """Of a checkpoint's arrays, in the order in which their differences explain each other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """A run whose coordinator ended without an end of the run: its devices may train on."""
+
+    run: str
+    records: tuple[Record, ...] = field(repr=False)
+    plan: PipelinePlan
+    """Of its first epoch."""
+    plan_now: PipelinePlan
+    base: int
+    steps: int
+    shown: int
+    """Steps that were shown."""
+
+
+def find_unfinished(events: Journal) -> Unfinished | None:
+    """The journal's last run, if it was resumed and has not ended.
+
+    Raises:
+        FormatError: A record cannot be read.
+    """
+    read = [record_from_plain(plain) for plain in events.records]
+    begun = [i for i, record in enumerate(read) if isinstance(record, records.Term)]
+    if not begun:
+        return None
+    last = read[begun[-1]]
+    assert isinstance(last, records.Term)
+    first = next(i for i in begun if getattr(read[i], "run", None) == last.run)
+    ours = tuple(read[first:])
+    decisions = [record for record in ours if isinstance(record, records.Decision)]
+    is_over = any(isinstance(record, (records.Finish, records.Halted)) for record in ours)
+    if is_over or not decisions:
+        return None
+    shown = [record.step + 1 for record in ours if isinstance(record, records.StepCommitted)]
+    return Unfinished(
+        run=last.run,
+        records=ours,
+        plan=decisions[0].plan,
+        plan_now=decisions[-1].plan,
+        base=decisions[0].base,
+        steps=decisions[0].steps,
+        shown=max(shown, default=decisions[0].base),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +90,8 @@ class Resumed:
     """Of what is kept as the best, by whatever rule; None: nothing is."""
     term: int
     epoch: int
+    unfinished: Unfinished | None = None
+    """To be taken up where it is."""
 
 
 def job_sha256(job: TrainingJob, arrays: Mapping[Key, np.ndarray]) -> str:
@@ -106,11 +154,13 @@ def read_resumed(
     *,
     steps: int,
     rule: BestRule | None,
+    take_up: bool = False,
 ) -> Resumed:
     """The newest checkpoint of a run and what goes with it.
 
     Args:
         events: The run's journal, opened: nobody else trains it.
+        take_up: Its devices may train on: if the run has not ended, it goes on where it is.
         fresh: The job's initial arrays, whose names, shapes and dtypes the checkpoint must have.
 
     Raises:
@@ -119,6 +169,12 @@ def read_resumed(
     """
     checkpoint = load_checkpoint(folder.checkpoint_path)
     check_job(folder.checkpoint_path, checkpoint, job, fresh)
+    unfinished = find_unfinished(events) if take_up else None
+    if unfinished is not None and unfinished.steps != steps:
+        raise JobError(
+            f"{folder.path}: its devices train to step {unfinished.steps}; steps={steps} is another"
+            " end. Take it up with the same number, and go on from its result"
+        )
     if steps <= checkpoint.version:
         raise JobError(
             f"{folder.path} has made {checkpoint.version} steps; steps={steps} in all leaves"
@@ -139,6 +195,7 @@ def read_resumed(
         best_version=kept.version if kept is not None else None,
         term=max(terms, default=0),
         epoch=max(epochs, default=0),
+        unfinished=unfinished,
     )
 
 

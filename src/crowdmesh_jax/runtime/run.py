@@ -22,6 +22,7 @@ from ..errors import CrowdMeshError, PeerLostError, ProtocolError
 from ..protocol import coordinator as machine
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
+from ..protocol import records
 from ..protocol.common import Fault, Slot
 from ..protocol.records import record_to_plain
 from ..record import Journal, RunFolder
@@ -69,6 +70,7 @@ class Run:
         successors: Who takes what is lost.
         source: Read here for devices that hold no copy of it.
         eval_source: The same for evaluation, by microbatch.
+        restart: The journal's records of this run, which goes on where it is; (): a new one.
         term, epoch: Of the start before, from the run's journal; 0: there was none.
         on_news: Called on the loop with what the machine announces.
         on_spans: Called on the loop with op times as they come.
@@ -84,6 +86,7 @@ class Run:
         start: ev.Start,
         *,
         run: str,
+        restart: tuple[records.Record, ...],
         term: int,
         epoch: int,
         outfitter: Outfitter,
@@ -105,6 +108,7 @@ class Run:
         self._on_spans = on_spans
         self._on_memory = on_memory
         self._meta = meta
+        self._restart = restart
         self._state = machine.CoordinatorState(
             device=machine.DeviceId(COORDINATOR), run=run, term=term + 1, epoch=epoch
         )
@@ -129,12 +133,17 @@ class Run:
         """
         self._result = asyncio.get_running_loop().create_future()
         with self._crew.listen(self._take):
-            self._put(self._start)
+            if self._restart:
+                self._put(ev.Restart(start=self._start, records=self._restart))
+            else:
+                self._put(self._start)
             # Who has no stage comes first: the run begins when the last one with a stage is here.
             planned = self._start.plan.devices
             spares = [device for device in self._crew.hellos if device not in planned]
             for device in (*(spares if self._start.recovery is not None else ()), *planned):
-                hello = self._crew.hellos[device]
+                hello = self._crew.hellos.get(device)
+                if hello is None:
+                    continue  # of a run that is taken up; it may yet come
                 self._put(ev.MessageReceived(sender=device, message=hello))
             helpers = [
                 asyncio.create_task(self._tick(), name="tick"),
@@ -417,7 +426,8 @@ class Run:
     async def _write_checkpoint(self, action: ev.WriteCheckpoint) -> None:
         version = action.version
         arrays = self._arrays(version)
-        await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, self._meta)
+        meta = {**self._meta, "epoch": self._state.writing_tag}
+        await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, meta)
         if not action.hold:
             self._free(version)
         if action.is_final:

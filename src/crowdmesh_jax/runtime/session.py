@@ -10,6 +10,7 @@ import math
 import queue
 import secrets
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
@@ -23,9 +24,10 @@ from ..export import assemble
 from ..model import TrainingJob
 from ..programs import StageBundle
 from ..protocol import coordinator_events as ev
+from ..protocol import record_to_plain, records
 from ..protocol.common import BestRule, NonFinitePolicy, Tie
 from ..protocol.coordinator_events import Deadlines, RecoveryTerms
-from ..record import Journal, RunFolder
+from ..record import Journal, RunFolder, read_manifest
 from .callbacks import Control
 from .crew import Crew
 from .evaluation import EvaluationSet
@@ -74,7 +76,7 @@ class Session:
         rule: BestRule | None,
         resumed: Resumed | None,
         plan: PipelinePlan,
-        bundles: Sequence[StageBundle],
+        known: Sequence[tuple[PipelinePlan, Sequence[StageBundle]]],
         folder: RunFolder,
         steps: int,
         tell: Callable[[RunEvent], None],
@@ -84,18 +86,26 @@ class Session:
         recovery: Recovery | None,
         replan: Replan,
     ) -> None:
-        self.job, self.crew, self.data, self.plan = job, crew, data, plan
-        self.bundles, self.folder, self.steps, self.tell = bundles, folder, steps, tell
+        self.job, self.crew, self.data, self.first_plan = job, crew, data, plan
+        self.plan, self.bundles = known[-1]
+        """In force; a recovery may bring others."""
+        self.folder, self.steps, self.tell = folder, steps, tell
         self.evaluation, self.rule, self.resumed = evaluation, rule, resumed
         self.control, self.prediction, self.notes = control, prediction, notes
         self.recovery = recovery
         held_out = evaluation.source if evaluation is not None else None
         self.outfitter = Outfitter(crew.crowd, data, held_out)
-        self.outfitter.learn(plan, bundles)
+        for its_plan, bundles in known:
+            self.outfitter.learn(its_plan, bundles)
         copies = recovery.copies if recovery is not None else 1
         self.successors = Successors(self.outfitter, copies=copies, replan=replan)
+        self._records: tuple[records.Record, ...] = ()
+        """Of a run that is taken up."""
         self.recoveries: list[RecoveryEvent] = []
         self.base = resumed.version if resumed is not None else 0
+        self.taken_up = resumed.unfinished if resumed is not None else None
+        """A run that goes on where it is."""
+        self.first_step = self.base if self.taken_up is None else self.taken_up.shown
         self.evaluations: dict[int, Mapping[str, float]] = {}
         self.best_version = resumed.best_version if resumed is not None else None
         self.losses: list[float] = []
@@ -105,7 +115,7 @@ class Session:
         """How many of them are of the plan that the run began with; None: all."""
         self.timeline: Timeline | None = None
         self.memory: dict[str, MemoryReport] = {}
-        self.trace = TraceWriter(plan)
+        self.trace = TraceWriter(self.plan)
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(
@@ -117,11 +127,14 @@ class Session:
         checkpoint_every: int | None,
         measure: bool,
     ) -> TrainResult:
-        job, folder, plan, resumed = self.job, self.folder, self.plan, self.resumed
+        job, folder, plan, resumed = self.job, self.folder, self.first_plan, self.resumed
         meta = {**job_meta(job, arrays, inputs_spec), "plan": plan.digest(), "steps": self.steps}
         digest = meta["job_sha256"]
-        folder.write_config(self._config(digest, checkpoint_every))
-        folder.write_plan(plan)
+        if self.taken_up is None:
+            folder.write_config(self._config(digest, checkpoint_every))
+            folder.write_plan(plan)
+        else:
+            self._note_unrecorded_checkpoint(events)
         if resumed is None:
             # Version 0 must be safe before step 0: it is what every rollback can fall back on.
             folder.save_checkpoint(0, arrays, meta)
@@ -130,7 +143,7 @@ class Session:
             plan=plan,
             schedule=schedule_for(plan),
             steps=self.steps,
-            base=self.base,
+            base=self.base if self.taken_up is None else self.taken_up.base,
             evaluation=self.evaluation and self.evaluation.plan(keeps_state=keeps_state),
             keep_best=self.rule,
             best=resumed.best if resumed is not None else None,
@@ -146,7 +159,7 @@ class Session:
         )
 
         def load_state(version: int) -> Mapping[Key, np.ndarray]:
-            if version == self.base:
+            if version == self.base and self.taken_up is None:
                 return arrays
             kept = folder.load_checkpoint()
             if kept.version != version:
@@ -156,13 +169,14 @@ class Session:
             return kept.arrays
 
         with folder.metrics() as self.metric_lines:
-            rewind_metrics(self.metric_lines, self.base)
+            rewind_metrics(self.metric_lines, self.first_step)
             run = Run(
                 self.crew,
                 folder,
                 events,
                 start,
-                run=f"{folder.name}-{secrets.token_hex(4)}",
+                run=self._run_id(),
+                restart=self._records,
                 term=resumed.term if resumed is not None else 0,
                 epoch=resumed.epoch if resumed is not None else 0,
                 outfitter=self.outfitter,
@@ -195,7 +209,7 @@ class Session:
             prediction=self.prediction,
             predicted_step_s=self.timeline.step_s if self.timeline else float("nan"),
             measured_step_s=statistics.median(measured) if measured else float("nan"),
-            first_step=self.base,
+            first_step=self.first_step,
             evaluations=self.evaluations,
             evaluated_rows=self.evaluation.rows if self.evaluation is not None else 0,
             left_out_rows=self.evaluation.left_out_rows if self.evaluation is not None else 0,
@@ -240,6 +254,25 @@ class Session:
             "rows": evaluation.rows,
             "left_out_rows": evaluation.left_out_rows,
         }
+
+    def _run_id(self) -> str:
+        if self.taken_up is not None:
+            return self.taken_up.run
+        return f"{self.folder.name}-{secrets.token_hex(4)}"
+
+    def _note_unrecorded_checkpoint(self, events: Journal) -> None:
+        """The coordinator before may have ended between a checkpoint and its record. Nothing was
+        decided since: a decision waits for the disk."""
+        assert self.taken_up is not None
+        kept = read_manifest(self.folder.checkpoint_path)
+        on_disk = [r for r in self.taken_up.records if isinstance(r, records.Wave) and not r.ledger]
+        known = max((r.version for r in on_disk), default=self.taken_up.base)
+        epoch = kept.meta.get("epoch")
+        self._records = self.taken_up.records
+        if kept.version > known and isinstance(epoch, int):
+            wave = records.Wave(epoch=epoch, version=kept.version)
+            events.append({"at_s": round(time.time(), 3), **record_to_plain(wave)}, durable=True)
+            self._records = (*self._records, wave)
 
     def _terms(self) -> RecoveryTerms | None:
         if self.recovery is None:

@@ -128,17 +128,25 @@ def train(
         if resume is not None:
             folder = RunFolder.open(resume)
             events = stack.enter_context(folder.events())
-            resumed = read_resumed(folder, events, job, arrays, steps=steps, rule=rule)
+            take_up = bool(recovery) and isinstance(crowd, Crew) and crowd.is_joined
+            resumed = read_resumed(
+                folder, events, job, arrays, steps=steps, rule=rule, take_up=take_up
+            )
             arrays = resumed.arrays
+        taken_up = resumed.unfinished if resumed is not None else None
         if isinstance(crowd, Crew):
             crew = crowd
             crew.check_alive()
-            is_own = not crew.is_started
+            if crew.is_joined and taken_up is None:
+                crew.await_hellos()
+            is_own = not (crew.is_started or crew.is_joined)
         else:
             crew = Crew(crowd, transport=transport)
             stack.callback(crew.close)
             is_own = True
         prediction = None
+        if taken_up is not None:
+            plan = taken_up.plan
         own = _own_plan(resumed, job, crew.crowd) if plan == "auto" else None
         if own is not None:
             plan = own
@@ -167,6 +175,10 @@ def train(
                 crew.log_dir = crew.log_dir or folder.path / "logs"
                 crew.spawn()  # they import JAX while this process exports
             bundles = build_bundles(job, plan, inputs_spec, targets_spec)
+            known = [(plan, bundles)]
+            if taken_up is not None and taken_up.plan_now != plan:
+                now = taken_up.plan_now
+                known.append((now, build_bundles(job, now, inputs_spec, targets_spec)))
         except BaseException:
             if is_new:  # no run has been
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -182,7 +194,7 @@ def train(
             rule=rule,
             resumed=resumed,
             plan=plan,
-            bundles=bundles,
+            known=known,
             folder=folder,
             steps=steps,
             tell=tell,
