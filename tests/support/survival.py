@@ -157,9 +157,7 @@ def _untied() -> Family:
         vocab=families.VOCAB, context=8, width=8, heads=2, depth=2, tied=False, dropout=0.2
     )
     tokens = families.tokens
-    return Family(
-        "transformer", model, families.CROSS_ENTROPY, tokens, tokens, families.ACCURACY
-    )
+    return Family("transformer", model, families.CROSS_ENTROPY, tokens, tokens, families.ACCURACY)
 
 
 @functools.cache

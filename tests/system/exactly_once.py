@@ -93,11 +93,15 @@ def summary(rows: list[dict[str, Any]]) -> str:
     times = sorted(t for row in good for t in row["recovery_s"])
     wrong = [row for row in rows if not row["ok"]]
     lines = [
-        f"{len(rows)} runs (seeds {min(r['seed'] for r in rows)}-{max(r['seed'] for r in rows)}),"
-        f" {killed} processes killed by SIGKILL, {len(times)} recoveries;"
-        f" {sum(r['seconds'] for r in rows) / 60:.0f} minutes.",
-        f"{len(good)} runs: parameters, state and optimizer state bit-equal to the undisturbed"
-        " run's, each step shown once, every recovery a replay from a device's copy.",
+        (
+            f"{len(rows)} runs (seeds {min(r['seed'] for r in rows)}-{max(r['seed'] for r in rows)}),"
+            f" {killed} processes killed by SIGKILL, {len(times)} recoveries;"
+            f" {sum(r['seconds'] for r in rows) / 60:.0f} minutes."
+        ),
+        (
+            f"{len(good)} runs: parameters, state and optimizer state bit-equal to the undisturbed"
+            " run's, each step shown once, every recovery a replay from a device's copy."
+        ),
         f"{len(wrong)} runs failed" + (":" if wrong else "."),
         *(f"  {row['trial']}: {row['error'][:300]}" for row in wrong),
     ]
