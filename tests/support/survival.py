@@ -157,9 +157,7 @@ def _untied() -> Family:
         vocab=families.VOCAB, context=8, width=8, heads=2, depth=2, tied=False, dropout=0.2
     )
     tokens = families.tokens
-    return Family(
-        "transformer", model, families.CROSS_ENTROPY, tokens, tokens, families.ACCURACY
-    )
+    return Family("transformer", model, families.CROSS_ENTROPY, tokens, tokens, families.ACCURACY)
 
 
 @functools.cache
@@ -312,9 +310,9 @@ class Stage:
         if isinstance(event, cm.StepEvent):
             self.story.shown.append(event.step)
             blows = self.story.trial.blows
-            if self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step:
-                if self.story.trial.ships:
-                    self._arm(self._armed)
+            is_due = self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step
+            if is_due and self.story.trial.ships:
+                self._arm(self._armed)
             while self._outside and event.step + 1 >= self._outside[0][0].order.step:
                 self._kill(self._outside.pop(0)[0].order)
 
