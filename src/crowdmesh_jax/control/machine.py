@@ -61,11 +61,13 @@ def _on_joined(turn: _Turn, event: ev.Joined) -> None:
     present = tuple(sorted({*state.present, event.device}))
     turn.set(present=present, ready=gone, asked=asked, departing=_without(state, event.device))
     if state.plan is not None:
-        turn.set(joined_s=turn.now_s)
+        turn.set(joined_s=turn.now_s, is_disturbed=True)
 
 
 def _on_lost(turn: _Turn, event: ev.Lost) -> None:
     state = turn.state
+    if state.plan is not None and state.plan.stage_of(event.device) is not None:
+        turn.set(is_disturbed=True)
     turn.set(
         present=tuple(device for device in state.present if device != event.device),
         ready={name: keys for name, keys in state.ready.items() if name != event.device},
@@ -86,8 +88,10 @@ def _on_departing(turn: _Turn, event: ev.Departing) -> None:
 
 
 def _on_tick(turn: _Turn, event: ev.Tick) -> None:
-    state = turn.state
     _hand_over_when_due(turn)
+    if turn.state.is_running and not turn.state.solving:
+        _plan_ahead(turn)
+    state = turn.state
     if state.joined_s is None or turn.now_s - state.joined_s < state.terms.settle_s:
         return
     if not state.is_running:
@@ -150,9 +154,10 @@ def _on_running(turn: _Turn, event: ev.Running) -> None:
         need=None,
         wish=None,
         wish_reason="",
+        stages_wanted=turn.state.stages_wanted or len(event.plan.devices),
+        began_s=turn.now_s,
     )
     _compile_for_idle(turn)
-    _plan_ahead(turn)
 
 
 def _compile_for_idle(turn: _Turn) -> None:
@@ -187,22 +192,27 @@ def stage_name(plan: PipelinePlan, stage: int) -> str:
 
 
 def _plan_ahead(turn: _Turn) -> None:
-    """Plans for single losses that idle devices cannot take, and for all who are here."""
+    """One plan at a time: for those who are here, if they are others than at first; then for single
+    losses that no idle device could take. Not in the first seconds: a run may be short."""
     state = turn.state
     terms, plan = state.terms, state.plan
     assert plan is not None
+    if turn.now_s - state.began_s < terms.settle_s or state.step + 1 >= state.steps:
+        return
+    wanted = []
+    if terms.replan and state.is_disturbed:
+        wanted.append(state.candidates())
     if terms.standby and not state.idle():
-        for device in plan.devices:
-            left = tuple(name for name in state.party if name != device)
-            _solve(turn, left)
-    if terms.replan and set(state.party) != set(plan.devices):
-        _solve(turn, state.party)
+        wanted += [tuple(d for d in state.party if d != lost) for lost in plan.devices]
+    for devices in wanted:
+        if devices and state.plan_for(devices) is None:
+            _solve(turn, devices)
+            return
 
 
 def _solve(turn: _Turn, devices: tuple[str, ...], *, urgent: bool = False) -> None:
     state = turn.state
-    is_known = state.plan_for(devices) is not None
-    if not devices or is_known or (devices in state.solving and not urgent):
+    if devices in state.solving and not urgent:
         return
     turn.set(solving=(*state.solving, devices))
     turn.do(ev.Solve(devices=devices, urgent=urgent))
@@ -242,7 +252,7 @@ def _change_when_it_pays(turn: _Turn) -> None:
     terms, plan = state.terms, state.plan
     if not (terms.replan and state.is_running) or state.wish is not None or plan is None:
         return
-    made = state.plan_for(state.party)
+    made = state.plan_for(state.candidates()) if state.is_disturbed else None
     if made is None or made.plan is None or made.plan == plan:
         return
     is_ready = all(

@@ -29,6 +29,8 @@ class ControlTerms:
     """What an epoch without a loss takes, beside moving states."""
     worth: float = 1.5
     """A change must save so many times what it costs; so plans do not flap."""
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """Of devices, relative: the fastest are planned for. Without: all alike."""
     lead_s: float = 2.0
     """A hand-over starts so long before a departure, beside what moving takes."""
 
@@ -54,6 +56,12 @@ class ControlState:
     joined_s: float | None = None
     """When the last newcomer came that was not yet looked at."""
     is_running: bool = False
+    stages_wanted: int = 0
+    """Devices with a stage when the run began."""
+    is_disturbed: bool = False
+    """A device with a stage was lost, or someone joined: the plan may not be the best any more."""
+    began_s: float = 0.0
+    """When this epoch began to run."""
     step: int = 0
     steps: int = 0
     ready: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -76,6 +84,14 @@ class ControlState:
         """Members without a stage."""
         owners = set(self.plan.all_devices) if self.plan is not None else set()
         return tuple(device for device in self.party if device not in owners)
+
+    def candidates(self) -> tuple[str, ...]:
+        """The fastest members, as many as had a stage at first; the others stay spares."""
+        order = {device: index for index, device in enumerate(self.party)}
+        speeds = self.terms.speeds
+        staying = [device for device in self.party if device not in self.departing]
+        ranked = sorted(staying, key=lambda d: (-speeds.get(d, 1.0), order[d]))
+        return tuple(sorted(ranked[: self.stages_wanted], key=order.__getitem__))
 
     def plan_for(self, devices: tuple[str, ...]) -> PlanSolved | None:
         """A plan that was made for exactly these devices."""

@@ -6,6 +6,7 @@
         prediction.json what a step was predicted to take, before the first one
         events.jsonl    every event and action of the coordinator, checksummed
         metrics.jsonl   a line per committed step
+        policy.jsonl    where the run recovers: what the policy was told and wanted
         trace.json      opens in Perfetto
         memory.json     bytes that each device was predicted to hold, and held
         checkpoint/     safetensors shards and manifest.json
@@ -135,6 +136,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def policy_path(self) -> Path:
+        return self.path / "policy.jsonl"
+
+    @property
     def trace_path(self) -> Path:
         return self.path / "trace.json"
 
@@ -254,6 +259,10 @@ class RunFolder:
     def metrics(self) -> Journal:
         """The run's metrics, for appending: one process at a time."""
         return Journal(self.metrics_path)
+
+    def policy(self) -> Journal:
+        """What the policy was told and wanted, for appending: one process at a time."""
+        return Journal(self.policy_path)
 
     def save_checkpoint(
         self, version: int, arrays: Mapping[Key, np.ndarray], meta: Mapping[str, Any] | None = None
