@@ -93,10 +93,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
     times = sorted(t for row in good for t in row["recovery_s"])
     wrong = [row for row in rows if not row["ok"]]
     seeds = [row["seed"] for row in rows]
-    lines = [
+    minutes = sum(row["seconds"] for row in rows) / 60
+    lines = []
+    lines.append(
         f"{len(rows)} runs (seeds {min(seeds)}-{max(seeds)}), {killed} processes killed by"
-        f" SIGKILL, {len(times)} recoveries; {sum(r['seconds'] for r in rows) / 60:.0f} minutes."
-    ]
+        f" SIGKILL, {len(times)} recoveries; {minutes:.0f} minutes."
+    )
     lines.append(
         f"{len(good)} runs: parameters, state and optimizer state bit-equal to the undisturbed"
         " run's, each step shown once, every recovery a replay from a device's copy."
