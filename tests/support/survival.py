@@ -310,9 +310,9 @@ class Stage:
         if isinstance(event, cm.StepEvent):
             self.story.shown.append(event.step)
             blows = self.story.trial.blows
-            if self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step:
-                if self.story.trial.ships:
-                    self._arm(self._armed)
+            is_due = self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step
+            if is_due and self.story.trial.ships:
+                self._arm(self._armed)
             while self._outside and event.step + 1 >= self._outside[0][0].order.step:
                 self._kill(self._outside.pop(0)[0].order)
 

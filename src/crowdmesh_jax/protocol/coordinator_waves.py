@@ -38,13 +38,20 @@ def on_stored(turn: RunTurn, sender: str, message: msg.Stored) -> None:
     """A member has a copy, whole. Of this epoch only: its own snapshots, and uploads of them."""
     state = turn.state
     copy = message.copy
-    if copy.tag != state.epoch or copy.version <= state.durable:
+    # The wave after a recovery may be at the durable version itself, and counts: holders are new.
+    is_awaited = state.wave_asked_s is not None and copy.version == state.wave_from
+    if copy.tag != state.epoch or (copy.version <= state.durable and not is_awaited):
         return
     ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(sender))
     if ack not in state.acks:
         turn.set(acks=(*state.acks, ack))
-    if not missing_acks(turn.state, copy.version):
+    if missing_acks(turn.state, copy.version):
+        return
+    if copy.version >= state.durable:
         _complete_wave(turn, copy.version)
+    else:  # a checkpoint was faster: the wave is of no use any more, and must not bar the next
+        turn.set(wave_asked_s=None)
+        ask_wave_when_due(turn)
 
 
 def awaited_acks(state: CoordinatorState, version: int) -> set[Ack]:
