@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "solvers": "",
     "mobility": "",
     "propagation": "mobility solvers",
+    "control": "protocol solvers mobility propagation",
     "transport": "",
     "record": "protocol",
     "agent": AGENT_SIDE,
@@ -48,6 +49,7 @@ NEVER = {
     "crowds": HEAVY,
     "mobility": HEAVY,
     "propagation": HEAVY,
+    "control": HEAVY,
     **dict.fromkeys(["agent", *AGENT_SIDE.split()], ("flax", "optax", "pulp")),
 }
 """Third-party packages that a room must not even import late."""

@@ -526,11 +526,13 @@ class Hub:
         """I9: it waits only if some layer's ledger devices are all gone, or devices are too few."""
         crowd = self.crowd
         here = [n for n in self.state.crew if n in self.state.reports]
-        if len(here) < len(crowd.plan.stages):
+        if len(here) < len(self.state.plan.stages):
             return
         waves = [r for r in self.records if isinstance(r, records.Wave)]
         if not waves or not waves[-1].ledger:
             raise AssertionError(f"I9: on disk, {self.state.why_waiting}")
         kept = {n for n in here if crowd.members[n].life == self.ledger_lives.get(n)}
+        if crowd.damage:
+            return  # a ledger does not know what was damaged since
         gone = any(not set(entry.devices) & kept for entry in waves[-1].ledger)
         assert gone, f"I9: {self.state.why_waiting}, {waves[-1]}"

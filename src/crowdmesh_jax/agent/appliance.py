@@ -415,7 +415,7 @@ class Appliance:
 
         away = [s.copy for s in install.sources if s.device != self.coordinator]
         state = await self._keeper.gather(away)
-        known, more = self._prepared.find(install)
+        known, more = self._prepared.find(extra)
         arrays = {**known, **state, **brought}
         held = await asyncio.to_thread(
             HeldStage.load,
@@ -427,7 +427,7 @@ class Appliance:
             lambda: self.coordinator in self.transport.peers,
             self._programs,
         )
-        self._prepared.remember(install, held, {**known, **brought}, {**more, **extra})
+        self._prepared.remember({**known, **brought}, {**more, **extra})
         return held
 
     async def _tell_loaded(self, install: msg.Install, held: HeldStage, began_s: float) -> None:

@@ -16,12 +16,8 @@ from typing import Any
 
 from ..errors import CrowdMeshError
 from ..programs import ProgramCache, bundle_from_arrays, load_stage
-from ..protocol import messages as msg
 from .envelope import Envelope, Key
-from .stage import HeldStage
 
-Range = tuple[int, int]
-"""First and last layer."""
 LOW_PRIORITY = 10
 """Of the thread that compiles ahead: training goes on meanwhile."""
 SHIPPED = ("program", "data", "eval_data")
@@ -35,11 +31,11 @@ def is_preparation(extra: Mapping[str, Any]) -> bool:
 
 
 class PreparedStages:
-    """Arrays and extras of stages, by their layers."""
+    """Arrays and extras of stages, by the coordinator's name for them."""
 
     def __init__(self, programs: ProgramCache) -> None:
         self._programs = programs
-        self._stages: dict[Range, tuple[Mapping[Key, Any], Mapping[str, Any]]] = {}
+        self._stages: dict[str, tuple[Mapping[Key, Any], Mapping[str, Any]]] = {}
         # A thread of its own: it stays at its low priority, which only root could raise again.
         self._thread = ThreadPoolExecutor(1, "compile ahead", initializer=_lower_priority)
 
@@ -50,36 +46,27 @@ class PreparedStages:
         arrays = dict(envelope.groups[0]) if envelope.groups else {}
         try:
             loop = asyncio.get_running_loop()
-            layers = await loop.run_in_executor(self._thread, self._compile, arrays, envelope.extra)
+            await loop.run_in_executor(self._thread, self._compile, arrays, envelope.extra)
         except CrowdMeshError as exc:
             return {"unprepared": name, "error": exc.message}
-        self._stages[layers] = arrays, dict(envelope.extra)
+        self._stages[name] = arrays, dict(envelope.extra)
         return {"prepared": name}
 
-    def _compile(self, arrays: Mapping[Key, Any], extra: Mapping[str, Any]) -> Range:
+    def _compile(self, arrays: Mapping[Key, Any], extra: Mapping[str, Any]) -> None:
         packed = {key[1]: value for key, value in arrays.items() if key[0] == "program"}
         bundle = bundle_from_arrays(str(extra.get("manifest")), packed)
         loaded = load_stage(bundle, cache=self._programs)
         loaded.compile(leave_out=() if extra.get("evaluates") else ("eval_forward",))
-        return bundle.manifest.first_layer, bundle.manifest.last_layer
 
-    def find(self, install: msg.Install) -> tuple[Mapping[Key, Any], Mapping[str, Any]]:
-        """What is here of the stage; nothing if it never came."""
-        stage = install.plan.stages[install.stage]
-        return self._stages.get((stage.first_layer, stage.last_layer), ({}, {}))
+    def find(self, extra: Mapping[str, Any]) -> tuple[Mapping[Key, Any], Mapping[str, Any]]:
+        """What is here of the stage that an Install's extra names; nothing if it never came."""
+        return self._stages.get(str(extra.get("kit")), ({}, {}))
 
-    def remember(
-        self,
-        install: msg.Install,
-        held: HeldStage,
-        arrays: Mapping[Key, Any],
-        extra: Mapping[str, Any],
-    ) -> None:
+    def remember(self, arrays: Mapping[Key, Any], extra: Mapping[str, Any]) -> None:
         """An installed stage need not come again."""
-        stage = install.plan.stages[install.stage]
         kept = {key: value for key, value in arrays.items() if key[0] in SHIPPED}
         extras = {name: extra[name] for name in SHIPPED_EXTRAS if name in extra}
-        self._stages[stage.first_layer, stage.last_layer] = kept, extras
+        self._stages[str(extra.get("kit"))] = kept, extras
 
     def clear(self) -> None:
         self._stages.clear()

@@ -140,3 +140,20 @@ def rooms(
             disk_bytes=budget.disk_bytes.get(device.id, 0),
         )
     return found
+
+
+def move_s(profile: ModelProfile, crowd: Crowd, before: PipelinePlan, after: PipelinePlan) -> float:
+    """Seconds to move the states of layers that change hands, all links at once."""
+    owner = {layer: s.device for s in before.stages for layer in s.layers}
+    bytes_over: dict[tuple[str, str], int] = {}
+    for stage in after.stages:
+        for layer in stage.layers:
+            if owner[layer] != stage.device:
+                pair = (str(owner[layer]), str(stage.device))
+                bytes_over[pair] = bytes_over.get(pair, 0) + copy_bytes(profile, layer, layer)
+    seconds = [0.0]
+    for (source, target), size in bytes_over.items():
+        link = crowd.link(source, target)
+        rate = link.bandwidth_bytes_per_s if link is not None else 0.0
+        seconds.append(size / rate if rate > 0 else math.inf)
+    return max(seconds)

@@ -6,6 +6,7 @@
         prediction.json what a step was predicted to take, before the first one
         events.jsonl    every event and action of the coordinator, checksummed
         metrics.jsonl   a line per committed step
+        policy.jsonl    where the run recovers: what the policy was told and wanted
         recoveries.jsonl
                         a `RecoveryEvent` a line, checksummed; no file: there was none. It says what
                         the journal (Epoch, Decision, Wave, Resumed) cannot: how long each part
@@ -140,6 +141,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def policy_path(self) -> Path:
+        return self.path / "policy.jsonl"
+
+    @property
     def recoveries_path(self) -> Path:
         return self.path / "recoveries.jsonl"
 
@@ -263,6 +268,10 @@ class RunFolder:
     def metrics(self) -> Journal:
         """The run's metrics, for appending: one process at a time."""
         return Journal(self.metrics_path)
+
+    def policy(self) -> Journal:
+        """What the policy was told and wanted, for appending: one process at a time."""
+        return Journal(self.policy_path)
 
     def add_recovery(self, event: RecoveryEvent) -> None:
         """Appends to `recoveries.jsonl`.

@@ -7,16 +7,18 @@ next commit, since that is where all stages agree on a version.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from ..control import Departing
 from ..errors import InvalidValueError
 from ..protocol import coordinator_events as ev
 from ..protocol.common import BestRule
 from .evaluation import DIRECTIONS, check_metric
 from .result import EvaluationEvent, RunEvent
 
-Ask = ev.StopAsked | ev.CheckpointAsked
+Ask = ev.StopAsked | ev.CheckpointAsked | Departing
 
 
 class Control:
@@ -46,6 +48,19 @@ class Control:
         """A checkpoint of the next commit's version, unless one is on its way."""
         if self._send is not None:
             self._send(ev.CheckpointAsked())
+
+    def depart(self, device: str, *, in_s: float) -> None:
+        """A device is going to leave: its battery is low, its user said so, or your own prediction
+        of its movement does. Its stage is handed over to an idle device shortly before, at a
+        step's end, and no work is lost. Needs a run with recovery; elsewhere nothing happens.
+
+        Raises:
+            InvalidValueError: `in_s` is negative or no number.
+        """
+        if not (math.isfinite(in_s) and in_s >= 0):
+            raise InvalidValueError(f"depart({device!r}): in_s must be >= 0, got {in_s}")
+        if self._send is not None:
+            self._send(Departing(device=device, leaves_in_s=in_s))
 
     def bind(self, send: Callable[[Ask], None]) -> None:
         """The run has begun: what was asked so far, and what will be, goes there."""

@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,7 +26,7 @@ from ..errors import AgentLostError, CrowdMeshError, InputError, LaunchError
 from ..protocol import messages as msg
 from ..transport import GrpcTransport, MemoryNetwork, PeerGone, Received, Transport
 from .emulation import Emulation, emulate
-from .launcher import TOKEN_VARIABLE, Fleet
+from .launcher import AGENT_COMMAND, TOKEN_VARIABLE, Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ COORDINATOR = "coordinator"
 LAUNCH_DEADLINE_S = 90.0
 """For all agents to import JAX and say hello; a slow board under load needs some of it."""
 WATCH_S = 0.1
+ENDING_S = 2.0
+"""A process that was killed has so long to be gone, with all its threads."""
 
 
 class Crew:
@@ -53,6 +55,7 @@ class Crew:
         transport: TransportName = "grpc",
         log_dir: str | Path | None = None,
         cache_dir: str | Path | Literal["default"] | None = "default",
+        agent_command: Sequence[str] = AGENT_COMMAND,
         listen: str | None = None,
         token: str | None = None,
     ) -> None:
@@ -71,7 +74,7 @@ class Crew:
         self.log_dir = Path(log_dir) if log_dir is not None else None
         """Where the agents' logs go; read when they start."""
         self._cache_dir = cache_folder("compiled") if cache_dir == "default" else cache_dir
-        self._fleet = Fleet()
+        self._fleet = Fleet(command=tuple(agent_command))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="crew", daemon=True)
         self._transport: Transport | None = None
@@ -172,7 +175,7 @@ class Crew:
     async def _await_hellos(self) -> None:
         assert self._hello_changed is not None
         started_s = time.monotonic()
-        missing = {device.id for device in self.crowd.devices} - set(self.hellos)
+        missing = self.missing
         while missing:
             self._hello_changed.clear()
             for agent in self._fleet.dead():
@@ -190,7 +193,40 @@ class Crew:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await self._hello_changed.wait()
-            missing = {device.id for device in self.crowd.devices} - set(self.hellos)
+            missing = self.missing
+
+    @property
+    def missing(self) -> set[str]:
+        """Devices whose present process has not said hello."""
+        named = {str(device.id) for device in self.crowd.devices}
+        return named - set(self.hellos) | (self._reported_dead & named)
+
+    def relaunch(self, device: str) -> None:
+        """Starts a new process for a device whose process has ended, also during a run, which it
+        joins as a newcomer. Returns at once; `await_hellos` waits until it is there.
+
+        Raises:
+            InputError: No process was launched here for it, or it still runs.
+            LaunchError: The process could not be started.
+        """
+        if device not in self._fleet.agents:
+            raise InputError(f"agent {device!r} was not launched as a process from here")
+        self.call(self._relaunch(device))
+
+    async def _relaunch(self, device: str) -> None:
+        value = self.crowd.device(device)
+        before = self._fleet.agents[device]
+        until_s = time.monotonic() + ENDING_S
+        while before.process.poll() is None:
+            if time.monotonic() < until_s:
+                await asyncio.sleep(WATCH_S)
+                continue
+            raise InputError(
+                f"agent {device!r} still runs (pid {before.process.pid}): end it before it is"
+                " relaunched"
+            )
+        self._tell_dead(device, before.exit_text())  # before its successor is heard
+        self._fleet.relaunch(value)
 
     def close(self) -> None:
         """Ends agents, transport and loop. Idempotent; leaves no process behind."""
@@ -308,6 +344,8 @@ class Crew:
         self._hello_changed.set()
 
     async def _lost(self, gone: PeerGone) -> None:
+        if gone.peer in self._reported_dead:
+            return  # another process may stand for it by now
         # The socket ends a moment before the process can be waited for, which knows the signal.
         agent = self._fleet.agents.get(gone.peer)
         for _ in range(5):
@@ -367,6 +405,7 @@ def launch(
     transport: TransportName = "grpc",
     log_dir: str | Path | None = None,
     cache_dir: str | Path | Literal["default"] | None = "default",
+    agent_command: Sequence[str] = AGENT_COMMAND,
 ) -> Crew:
     """Agents for a crowd on this machine, one process per device; a context manager.
 
@@ -377,8 +416,15 @@ def launch(
         transport: "grpc": processes; "memory": threads of this process, without emulation.
         log_dir: Where the agents' logs go; a temporary folder by default.
         cache_dir: Where compiled programs are kept between runs; None: nowhere.
+        agent_command: What starts an agent (a wrapper, a container); its arguments follow.
 
     Raises:
         LaunchError: (on entering) an agent did not come up.
     """
-    return Crew(crowd, transport=transport, log_dir=log_dir, cache_dir=cache_dir)
+    return Crew(
+        crowd,
+        transport=transport,
+        log_dir=log_dir,
+        cache_dir=cache_dir,
+        agent_command=agent_command,
+    )

@@ -13,16 +13,19 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..agent.memory import ENVIRONMENT
+from ..core import Device
 from ..errors import LaunchError
 from .emulation import Emulation
 
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "CROWDMESH_TOKEN"
+AGENT_COMMAND = (sys.executable, "-m", "crowdmesh_jax.agent")
 
 
 @dataclass
@@ -53,8 +56,11 @@ class AgentProcess:
 class Fleet:
     """Agent processes of one crowd on this machine."""
 
+    command: tuple[str, ...] = AGENT_COMMAND
+    """What starts an agent; its arguments follow."""
     token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     agents: dict[str, AgentProcess] = field(default_factory=dict)
+    _start: Callable[[Device, str], None] | None = field(default=None, repr=False)
 
     def spawn(
         self,
@@ -69,40 +75,67 @@ class Fleet:
             LaunchError: A process could not be started.
         """
         log_dir.mkdir(parents=True, exist_ok=True)
+
+        def start(device: Device, mode: str) -> None:
+            self._launch(device, emulation, coordinator_address, log_dir, cache_dir, mode)
+
+        self._start = start
         for device in emulation.crowd.devices:
-            environment = dict(os.environ)
-            environment[TOKEN_VARIABLE] = self.token
-            environment["JAX_PLATFORMS"] = "cpu"
-            # One core per emulated device: XLA sizes its thread pool by this, before jax loads.
-            environment["NPROC"] = "1"
-            environment = {**ENVIRONMENT, **environment}  # who sets it otherwise has reasons
-            if cache_dir is None:
-                environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-            else:
-                # A folder per device: two processes never write the same entry at once.
-                environment["JAX_COMPILATION_CACHE_DIR"] = str(cache_dir / device.id)
-            command = [sys.executable, "-m", "crowdmesh_jax.agent"]
-            command += ["--device", device.id, "--coordinator", coordinator_address]
-            command += ["--speed", repr(device.speed), "--watch-stdin"]
-            if device.id in emulation.cores:
-                command += ["--core", str(emulation.cores[device.id])]
-            log_path = log_dir / f"{device.id}.log"
-            try:
-                with log_path.open("wb") as log:
-                    process = subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                        # Ctrl-C in the terminal goes to the parent alone, which stops the agents.
-                        start_new_session=True,
-                    )
-            except OSError as exc:
-                self.stop(grace_s=0.5)
-                raise LaunchError(f"agent {device.id!r} could not be started: {exc}") from exc
-            self.agents[device.id] = AgentProcess(device.id, process, log_path)
-            logger.debug("started agent %s, pid %d", device.id, process.pid)
+            start(device, "wb")
+
+    def relaunch(self, device: Device) -> None:
+        """Starts a new process for a device whose process has ended; its log goes on.
+
+        Raises:
+            LaunchError: The process could not be started; all agents were stopped.
+        """
+        assert self._start is not None, "spawned before"
+        before = self.agents[device.id].process
+        if before.stdin is not None:
+            before.stdin.close()
+        self._start(device, "ab")
+
+    def _launch(
+        self,
+        device: Device,
+        emulation: Emulation,
+        coordinator_address: str,
+        log_dir: Path,
+        cache_dir: Path | None,
+        mode: str,
+    ) -> None:
+        environment = dict(os.environ)
+        environment[TOKEN_VARIABLE] = self.token
+        environment["JAX_PLATFORMS"] = "cpu"
+        # One core per emulated device: XLA sizes its thread pool by this, before jax loads.
+        environment["NPROC"] = "1"
+        environment = {**ENVIRONMENT, **environment}  # who sets it otherwise has reasons
+        if cache_dir is None:
+            environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        else:
+            # A folder per device: two processes never write the same entry at once.
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(cache_dir / device.id)
+        command = [*self.command, "--device", device.id, "--coordinator", coordinator_address]
+        command += ["--speed", repr(device.speed), "--watch-stdin"]
+        if device.id in emulation.cores:
+            command += ["--core", str(emulation.cores[device.id])]
+        log_path = log_dir / f"{device.id}.log"
+        try:
+            with log_path.open(mode) as log:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    # Ctrl-C in the terminal goes to the parent alone, which stops the agents.
+                    start_new_session=True,
+                )
+        except OSError as exc:
+            self.stop(grace_s=0.5)
+            raise LaunchError(f"agent {device.id!r} could not be started: {exc}") from exc
+        self.agents[device.id] = AgentProcess(device.id, process, log_path)
+        logger.debug("started agent %s, pid %d", device.id, process.pid)
 
     def dead(self) -> list[AgentProcess]:
         """Agents whose process has ended."""

@@ -6,6 +6,7 @@ difference to its programs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,13 +55,25 @@ class Outfitter:
         """The programs of a plan that it knows."""
         return self._bundles[_cuts(plan)]
 
+    def key(self, plan: PipelinePlan, stage: int) -> str:
+        """Tells what a device must have to run the stage: equal keys, equal programs and rows."""
+        manifest = self.bundles(plan)[stage].manifest
+        digests = "".join(f"{program.name}{program.sha256}" for program in manifest.programs)
+        place = f"{stage == 0:d}{stage == len(plan.stages) - 1:d}"
+        layers = f"{manifest.first_layer}-{manifest.last_layer}"
+        return f"{layers}:{hashlib.sha256((place + digests).encode()).hexdigest()[:16]}"
+
     def kit(self, plan: PipelinePlan, stage: int) -> StageOutfit:
         """Programs and rows of a stage: what stays the same at every version."""
         bundle = self.bundles(plan)[stage]
         text, programs = bundle_to_arrays(bundle)
         group: dict[Key, Any] = {("program", name, ""): data for name, data in programs.items()}
         first, last = stage == 0, stage == len(plan.stages) - 1
-        extra: dict[str, Any] = {"manifest": text, "evaluates": self._evaluates}
+        extra: dict[str, Any] = {
+            "manifest": text,
+            "evaluates": self._evaluates,
+            "kit": self.key(plan, stage),
+        }
         for role, source in self._sources.items():
             if (first or last) and isinstance(source, ShippableSource):
                 extra[role] = json.dumps(source.spec())
@@ -79,7 +92,11 @@ class Outfitter:
     def addressed(self, plan: PipelinePlan, stage: int) -> dict[str, Any]:
         """What depends on who runs the stages beside this one."""
         manifest = replace(self.bundles(plan)[stage].manifest, plan_sha256=plan.digest())
-        return {"manifest": values.to_json(manifest), "links": self._links(plan, stage)}
+        return {
+            "manifest": values.to_json(manifest),
+            "kit": self.key(plan, stage),
+            "links": self._links(plan, stage),
+        }
 
     def _links(self, plan: PipelinePlan, stage: int) -> dict[str, list[float]]:
         """Links to emulate: those of the plan that are slower than the loopback."""

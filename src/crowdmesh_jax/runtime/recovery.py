@@ -37,6 +37,11 @@ class Recovery:
     silence_s: float = 3.0
     """A device is never held to be lost for a shorter silence. Beyond it, what is usual for that
     device counts."""
+    replan: bool = True
+    """Cut the layers anew when devices have come or gone and it pays; False: only where nobody can
+    take a lost stage as it is. Other cuts change results by float rounding."""
+    standby: bool = True
+    """Without spares, plans for each single loss are made, exported and compiled ahead."""
     return_s: float = 600.0
     """A run that cannot go on waits so long for a device to return, then it ends."""
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, unseal
-from ..core import values
+from ..control import ControlTerms, Departing, Lost, StepCommitted, Tick
+from ..core import PipelinePlan, values
 from ..data import DataSource
 from ..errors import CrowdMeshError, PeerLostError, ProtocolError
 from ..protocol import coordinator as machine
@@ -30,8 +31,8 @@ from ..transport import Lane, PeerGone, Received
 from .crew import COORDINATOR, Crew
 from .memory import MemoryReport
 from .outfit import Outfitter
+from .policy import Planner, PolicyBody
 from .recovery import RecoveryClock
-from .successors import Successors
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Run:
     Args:
         outfitter: What goes with each Install.
         load_state: Version -> all arrays of it, from the checkpoint. Slow: called in a thread.
-        successors: Who takes what is lost.
+        terms, planner: Of the policy: how eager it is, and how it plans.
         source: Read here for devices that hold no copy of it.
         eval_source: The same for evaluation, by microbatch.
         restart: The journal's records of this run, which goes on where it is; (): a new one.
@@ -91,7 +92,9 @@ class Run:
         epoch: int,
         outfitter: Outfitter,
         load_state: Callable[[int], Mapping[Key, np.ndarray]],
-        successors: Successors,
+        terms: ControlTerms,
+        planner: Planner,
+        policy_log: Journal | None,
         source: DataSource,
         eval_source: DataSource | None,
         on_news: Callable[[Any], None],
@@ -116,7 +119,15 @@ class Run:
         self._slots: dict[Slot, Group] = {}
         self._outfitter = outfitter
         self._load_state = load_state
-        self._successors = successors
+        self._policy = PolicyBody(
+            terms,
+            outfitter,
+            planner,
+            ask=self._put,
+            post=self._prepare,
+            spawn=self._spawn,
+            log=policy_log,
+        )
         self._clock = RecoveryClock()
         self._outbox: dict[tuple[str, Lane], asyncio.Task[None]] = {}
         """The last thing sent to a device on a lane: what comes next waits for it."""
@@ -162,6 +173,7 @@ class Run:
     async def _close(self, helpers: list[asyncio.Task[None]]) -> None:
         """Lets the last messages out (Release, Halt), then ends all tasks."""
         self._is_closing = True
+        self._policy.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
         left = [*helpers, *self._tasks]
@@ -173,9 +185,12 @@ class Run:
         """The user wants to stop."""
         self._put(ev.Interrupt())
 
-    def ask(self, event: ev.StopAsked | ev.CheckpointAsked) -> None:
-        """The user's code wants something of the run."""
-        self._put(event)
+    def ask(self, event: ev.StopAsked | ev.CheckpointAsked | Departing) -> None:
+        """The user's code wants something of the run, or knows something."""
+        if isinstance(event, Departing):
+            self._policy.tell(event)
+        else:
+            self._put(event)
 
     # What happens --------------------------------------------------------------------------------
 
@@ -188,6 +203,7 @@ class Run:
         if isinstance(item, PeerGone):
             lost = ev.MemberLost(device=machine.DeviceId(item.peer), reason=item.reason)
             self._put(lost)
+            self._policy.tell(Lost(device=item.peer))
             return
         try:
             envelope = unseal(item.frame)
@@ -213,24 +229,18 @@ class Run:
     def _note(self, device: str, message: msg.Message) -> None:
         """What bodies know of each other besides."""
         if isinstance(message, msg.Hello):
-            self._successors.forget(device)
+            self._policy.joined(device)
         elif isinstance(message, msg.Ready) and message.epoch == self._state.epoch:
             index = self._state.plan.stage_of(device)
             if index is not None:
-                stage = self._state.plan.stages[index]
-                self._successors.note_ready(device, (stage.first_layer, stage.last_layer))
+                self._policy.ready(device, self._outfitter.key(self._state.plan, index))
 
     def _take_prepared(self, device: str, extra: Mapping[str, Any]) -> None:
         if "unprepared" in extra:
             logger.warning("%s cannot make %s ready: %s", device, extra["unprepared"],
                            extra.get("error"))  # fmt: skip
             return
-        try:
-            first, last = (int(part) for part in str(extra["prepared"]).split("-"))
-        except ValueError:
-            logger.error("%s says that it prepared %r", device, extra["prepared"])
-            return
-        self._successors.note_ready(device, (first, last))
+        self._policy.ready(device, str(extra["prepared"]))
 
     def _take_spans(self, device: str, spans: Any) -> None:
         try:
@@ -255,6 +265,7 @@ class Run:
         while True:
             await asyncio.sleep(TICK_S)
             self._put(ev.Tick())
+            self._policy.tell(Tick())
 
     async def _handle_events(self) -> None:
         while True:
@@ -291,7 +302,7 @@ class Run:
             case ev.Announce(news=news):
                 self._announce(news)
             case ev.ChooseOwners(need=need):
-                self._spawn(self._choose(need), "choosing who takes over")
+                self._policy.needed(need)
             case ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger):
                 logger.error("refused: %s", fault.text)
                 if is_stranger:
@@ -314,27 +325,22 @@ class Run:
         self._on_news(news)
         if isinstance(news, ev.StepShown) and (recovery := self._clock.stepped()) is not None:
             self._on_news(recovery)
-        is_running = isinstance(news, ev.PhaseChanged) and news.phase == "running"
-        if is_running and self._start.recovery is not None:
-            state = self._state
-            devices = [str(device) for device in state.party]
-            for device, stage in self._successors.to_prepare(state.plan, state.holders, devices):
-                self._prepare(device, stage)
+        if self._start.recovery is None:
+            return
+        if isinstance(news, ev.StepShown):
+            self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s))
+        elif isinstance(news, ev.PhaseChanged) and news.phase == "running":
+            self._policy.running(self._state)
 
-    def _prepare(self, device: str, stage: int) -> None:
+    def _prepare(self, device: str, plan: PipelinePlan, stage: int) -> None:
         """Sends a stage's programs and rows to a device that may have to take it over."""
-        plan = self._state.plan
-        layers = plan.stages[stage]
 
         async def make() -> Any:
             kit = await asyncio.to_thread(self._outfitter.kit, plan, stage)
-            extra = {**kit.extra, "prepare": f"{layers.first_layer}-{layers.last_layer}"}
+            extra = {**kit.extra, "prepare": kit.extra["kit"]}
             return seal(Envelope(None, (kit.arrays,), extra))
 
         self._post(device, Lane.BULK, make)
-
-    async def _choose(self, need: Any) -> None:
-        self._put(await self._successors.choose(need))
 
     def _send(self, action: ev.SendMessage) -> None:
         message = action.message
@@ -363,11 +369,10 @@ class Run:
     ) -> Any:
         """The frame of an Install: what its device lacks goes with it."""
         plan, stage = install.plan, install.stage
-        layers = plan.stages[stage].first_layer, plan.stages[stage].last_layer
         arrays: dict[Key, Any] = {}
         extra: dict[str, Any] = self._outfitter.addressed(plan, stage)
         if install.action == "restore":
-            if not self._successors.has(device, layers):
+            if not self._policy.has(device, extra["kit"]):
                 kit = await asyncio.to_thread(self._outfitter.kit, plan, stage)
                 arrays |= kit.arrays
                 extra = {**kit.extra, **extra}

@@ -13,10 +13,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from ..control import ControlTerms
 from ..core import PipelinePlan, Prediction, Timeline, schedule_for
 from ..data import DataSource
 from ..errors import RecordError
@@ -33,6 +35,7 @@ from .crew import Crew
 from .evaluation import EvaluationSet
 from .memory import MemoryReport, memory_table
 from .outfit import Outfitter
+from .policy import Planner, first_holders
 from .predict import predict_run
 from .recovery import Recovery, RecoveryEvent
 from .result import (
@@ -47,7 +50,6 @@ from .result import (
 )
 from .resume import Resumed, job_meta, rewind_metrics
 from .run import Outcome, Run
-from .successors import Replan, Successors
 from .tracing import TraceWriter
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class Session:
         prediction: Prediction | None,
         notes: Mapping[str, Any] | None,
         recovery: Recovery | None,
-        replan: Replan,
+        planner: Planner,
     ) -> None:
         self.job, self.crew, self.data, self.first_plan = job, crew, data, plan
         self.plan, self.bundles = known[-1]
@@ -97,8 +99,7 @@ class Session:
         self.outfitter = Outfitter(crew.crowd, data, held_out)
         for its_plan, bundles in known:
             self.outfitter.learn(its_plan, bundles)
-        copies = recovery.copies if recovery is not None else 1
-        self.successors = Successors(self.outfitter, copies=copies, replan=replan)
+        self.planner = planner
         self._records: tuple[records.Record, ...] = ()
         """Of a run that is taken up."""
         self.recoveries: list[RecoveryEvent] = []
@@ -168,7 +169,8 @@ class Session:
                 )
             return kept.arrays
 
-        with folder.metrics() as self.metric_lines:
+        with ExitStack() as stack:
+            self.metric_lines = stack.enter_context(folder.metrics())
             rewind_metrics(self.metric_lines, self.first_step)
             run = Run(
                 self.crew,
@@ -181,7 +183,9 @@ class Session:
                 epoch=resumed.epoch if resumed is not None else 0,
                 outfitter=self.outfitter,
                 load_state=load_state,
-                successors=self.successors,
+                terms=self._control_terms(),
+                planner=self.planner,
+                policy_log=stack.enter_context(folder.policy()) if self.recovery else None,
                 source=self.data,
                 eval_source=self.evaluation.source if self.evaluation is not None else None,
                 on_news=self._news.put,
@@ -280,10 +284,22 @@ class Session:
         planned = [str(device) for device in self.plan.devices]
         spares = [device for device in self.crew.hellos if device not in planned]
         return RecoveryTerms(
-            holders=self.successors.holders(self.plan, sorted([*planned, *spares])),
+            holders=first_holders(
+                self.plan, sorted([*planned, *spares]), copies=self.recovery.copies
+            ),
             wave_every=self.recovery.wave_every,
             log_steps=self.recovery.logged_steps,
             return_s=self.recovery.return_s,
+        )
+
+    def _control_terms(self) -> ControlTerms:
+        if self.recovery is None:
+            return ControlTerms()
+        return ControlTerms(
+            copies=self.recovery.copies,
+            standby=self.recovery.standby,
+            replan=self.recovery.replan,
+            speeds={str(device.id): device.speed for device in self.crew.crowd.devices},
         )
 
     def _deadlines(self) -> Deadlines:

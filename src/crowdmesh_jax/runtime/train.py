@@ -18,16 +18,16 @@ from ..data import DataSource, checked_batch, known_targets
 from ..errors import InvalidCrowdError, InvalidPlanError, JobError, ScheduleError
 from ..export import build_bundles, initial_arrays
 from ..model import TrainingJob
-from ..programs import StageBundle
+from ..propagation.budget import move_s
 from ..record import RunFolder
 from .callbacks import Callback, Control
 from .crew import Crew, TransportName
 from .evaluation import best_rule, evaluated_names, prepare_evaluation
+from .policy import Planned, Planner
 from .recovery import Recovery
 from .result import OnEvent, PhaseEvent, RunEvent, TrainResult
 from .resume import Resumed, read_resumed
 from .session import Session
-from .successors import Replan
 
 if TYPE_CHECKING:
     from ..solvers import PartitionResult
@@ -202,33 +202,39 @@ def train(
             prediction=prediction,
             notes=notes,
             recovery=(Recovery() if recovery else None) if isinstance(recovery, bool) else recovery,
-            replan=_replanner(job, crew, example, inputs_spec, targets_spec, solver, schedule),
+            planner=_planner(job, crew, example, (inputs_spec, targets_spec), solver, schedule),
         )
         return session.run(
             arrays, inputs_spec, events, checkpoint_every=checkpoint_every, measure=measure
         )
 
 
-def _replanner(
+def _planner(
     job: TrainingJob,
     crew: Crew,
     example: Any,
-    inputs_spec: Any,
-    targets_spec: Any,
+    specs: tuple[Any, Any],
     solver: Any,
     schedule: str,
-) -> Replan:
+) -> Planner:
     """Plans for the devices that are left, as for the run's first plan."""
 
-    def replan(devices: Sequence[str]) -> tuple[PipelinePlan, Sequence[StageBundle]]:
+    def plan_for(devices: Sequence[str], standing: PipelinePlan) -> Planned:
         from ..profiling import profile
         from ..solvers import partition
 
         left = crew.crowd.only(devices)
-        plan = partition(profile(job, left, example), left, solver=solver, schedule=schedule)
-        return plan, build_bundles(job, plan, inputs_spec, targets_spec)
+        profiled = profile(job, crew.crowd, example)
+        plan = partition(profiled, left, solver=solver, schedule=schedule)
+        return Planned(
+            plan=plan,
+            bundles=build_bundles(job, plan, *specs),
+            step_s=predict(profiled, crew.crowd, plan).step_s,
+            standing_step_s=predict(profiled, crew.crowd, standing).step_s,
+            move_s=move_s(profiled, crew.crowd, standing, plan),
+        )
 
-    return replan
+    return plan_for
 
 
 def _teller(

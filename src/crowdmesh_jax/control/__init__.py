@@ -1,0 +1,52 @@
+"""Who takes what over, what is made ready ahead, when a plan changes: the policy machine.
+
+`handle(state, event, now_s) -> (state, actions)` is pure, like the protocol's two machines. Those
+keep promises; this one has opinions. Whatever it asks for, the protocol keeps it safe.
+"""
+
+from .events import (
+    Answer,
+    AskChange,
+    AskHolders,
+    Compile,
+    ControlAction,
+    ControlEvent,
+    Departing,
+    Joined,
+    Lost,
+    OwnersNeeded,
+    PlanSolved,
+    ProgramCompiled,
+    Running,
+    Solve,
+    StepCommitted,
+    Tick,
+    entry_from_plain,
+    entry_to_plain,
+)
+from .machine import handle
+from .state import ControlState, ControlTerms
+
+__all__ = [
+    "Answer",
+    "AskChange",
+    "AskHolders",
+    "Compile",
+    "ControlAction",
+    "ControlEvent",
+    "ControlState",
+    "ControlTerms",
+    "Departing",
+    "Joined",
+    "Lost",
+    "OwnersNeeded",
+    "PlanSolved",
+    "ProgramCompiled",
+    "Running",
+    "Solve",
+    "StepCommitted",
+    "Tick",
+    "entry_from_plain",
+    "entry_to_plain",
+    "handle",
+]

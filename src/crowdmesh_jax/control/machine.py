@@ -1,0 +1,343 @@
+"""The policy machine: from what is known of a run to what is made ready, asked for and answered.
+
+Running        idle devices compile the stages that they would take; plans for losses that none
+               of them could take are solved ahead
+OwnersNeeded   an idle device that holds the copy and the programs; else a plan made ahead; else
+               one is solved now
+Joined         after a while: members by an epoch without a loss, if there is something for them
+Departing      its stage goes to an idle device before it leaves
+PlanSolved     taken at the next standstill if it saves more than the change costs
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..core.crowd import DeviceId
+from ..core.plan import PipelinePlan
+from ..protocol import OwnersChoice, OwnersNeed, choose_owners
+from ..protocol.evidence import LayerHolders
+from ..protocol.owners import DeviceFacts, ring_holders
+from . import events as ev
+from .state import ControlState
+
+KEPT_PLANS = 32
+Result = tuple[ControlState, tuple[ev.ControlAction, ...]]
+
+
+class _Turn:
+    def __init__(self, state: ControlState, now_s: float) -> None:
+        self.state, self.now_s = state, now_s
+        self.actions: list[ev.ControlAction] = []
+
+    def set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def do(self, action: ev.ControlAction) -> None:
+        self.actions.append(action)
+
+
+def handle(state: ControlState, event: ev.ControlEvent, now_s: float) -> Result:
+    """What `event` makes the policy want. Equal states and events, equal wishes.
+
+    Args:
+        now_s: Seconds of the body's clock, which never goes back.
+    """
+    turn = _Turn(state, now_s)
+    _HANDLERS[type(event)](turn, event)
+    return turn.state, tuple(turn.actions)
+
+
+# Who is here ------------------------------------------------------------------------------------
+
+
+def _on_joined(turn: _Turn, event: ev.Joined) -> None:
+    state = turn.state
+    gone = {name: keys for name, keys in state.ready.items() if name != event.device}
+    asked = {name: keys for name, keys in state.asked.items() if name != event.device}
+    present = tuple(sorted({*state.present, event.device}))
+    turn.set(present=present, ready=gone, asked=asked, departing=_without(state, event.device))
+    if state.plan is not None:
+        turn.set(joined_s=turn.now_s, is_disturbed=True)
+
+
+def _on_lost(turn: _Turn, event: ev.Lost) -> None:
+    state = turn.state
+    if state.plan is not None and state.plan.stage_of(event.device) is not None:
+        turn.set(is_disturbed=True)
+    turn.set(
+        present=tuple(device for device in state.present if device != event.device),
+        ready={name: keys for name, keys in state.ready.items() if name != event.device},
+        asked={name: keys for name, keys in state.asked.items() if name != event.device},
+        departing=_without(state, event.device),
+    )
+
+
+def _without(state: ControlState, device: str) -> dict[str, float]:
+    return {name: at for name, at in state.departing.items() if name != device}
+
+
+def _on_departing(turn: _Turn, event: ev.Departing) -> None:
+    state = turn.state
+    leaves_s = turn.now_s + event.leaves_in_s
+    turn.set(departing={**state.departing, event.device: leaves_s})
+    _hand_over_when_due(turn)
+
+
+def _on_tick(turn: _Turn, event: ev.Tick) -> None:
+    _hand_over_when_due(turn)
+    if turn.state.is_running and not turn.state.solving:
+        _plan_ahead(turn)
+    state = turn.state
+    if state.joined_s is None or turn.now_s - state.joined_s < state.terms.settle_s:
+        return
+    if not state.is_running:
+        return
+    turn.set(joined_s=None)
+    newcomers = [device for device in state.present if device not in state.party]
+    if newcomers:
+        turn.do(ev.AskChange(reason=f"{', '.join(newcomers)} joined"))
+
+
+# Hand-over --------------------------------------------------------------------------------------
+
+
+def _hand_over_when_due(turn: _Turn) -> None:
+    """Moves stages off devices that leave within the lead, to idle ones that stay."""
+    state = turn.state
+    if not state.is_running or state.plan is None or state.wish is not None:
+        return
+    due = {
+        device
+        for device, leaves_s in state.departing.items()
+        if leaves_s - turn.now_s <= state.terms.lead_s and state.plan.stage_of(device) is not None
+    }
+    if not due:
+        return
+    stages, words = list(state.plan.stages), []
+    idle = [device for device in state.idle() if device not in state.departing]
+    for index, stage in enumerate(stages):
+        if stage.device not in due or not idle:
+            continue
+        holds = _holders_of(state.holders, stage.first_layer)
+        best = min(idle, key=lambda d: (d not in holds, not state.ready.get(d), idle.index(d)))
+        idle.remove(best)
+        why = "it holds a copy" if best in holds else "it is idle"
+        words.append(f"{stage.device} hands stage {index} over to {best} ({why}) before it leaves")
+        stages[index] = replace(stage, device=DeviceId(best))
+    if words:
+        reason = "; ".join(words)
+        turn.set(wish=replace(state.plan, stages=tuple(stages)), wish_reason=reason)
+        turn.do(ev.AskChange(reason=reason))
+
+
+def _holders_of(holders: tuple[LayerHolders, ...], first_layer: int) -> tuple[str, ...]:
+    return next((e.devices for e in holders if e.first_layer == first_layer), ())
+
+
+# An epoch runs ----------------------------------------------------------------------------------
+
+
+def _on_running(turn: _Turn, event: ev.Running) -> None:
+    turn.set(
+        plan=event.plan,
+        epoch=event.epoch,
+        party=event.party,
+        holders=event.holders,
+        present=tuple(sorted({*turn.state.present, *event.party})),
+        is_running=True,
+        step=event.step,
+        steps=event.steps,
+        need=None,
+        wish=None,
+        wish_reason="",
+        stages_wanted=turn.state.stages_wanted or len(event.plan.devices),
+        began_s=turn.now_s,
+    )
+    _compile_for_idle(turn)
+
+
+def _compile_for_idle(turn: _Turn) -> None:
+    """Idle devices make ready what they would take; what they hold a copy of comes first."""
+    state = turn.state
+    plan = state.plan
+    assert plan is not None
+    wanted = []
+    for index, stage in enumerate(plan.stages):
+        holds = _holders_of(state.holders, stage.first_layer)
+        for order, device in enumerate(state.idle()):
+            wanted.append((device not in holds, index, order, device))
+    for _, index, _, device in sorted(wanted):
+        _compile(turn, device, plan, index)
+
+
+def _compile(turn: _Turn, device: str, plan: PipelinePlan, stage: int) -> None:
+    """Sends a stage to a device, once."""
+    state = turn.state
+    name = stage_name(plan, stage)
+    if name in state.asked.get(device, ()):
+        return
+    turn.set(asked={**state.asked, device: (*state.asked.get(device, ()), name)})
+    turn.do(ev.Compile(device=device, plan=plan, stage=stage))
+
+
+def stage_name(plan: PipelinePlan, stage: int) -> str:
+    """Tells a stage's programs from others', as far as a plan tells."""
+    item = plan.stages[stage]
+    place = f"{stage}/{len(plan.stages)}"
+    return f"{item.first_layer}-{item.last_layer} {place}{' recomputed' if item.recompute else ''}"
+
+
+def _plan_ahead(turn: _Turn) -> None:
+    """One plan at a time: for those who are here, if they are others than at first; then for single
+    losses that no idle device could take. Not in the first seconds: a run may be short."""
+    state = turn.state
+    terms, plan = state.terms, state.plan
+    assert plan is not None
+    if turn.now_s - state.began_s < terms.settle_s or state.step + 1 >= state.steps:
+        return
+    wanted = []
+    if terms.replan and state.is_disturbed:
+        wanted.append(state.candidates())
+    if terms.standby and not state.idle():
+        wanted += [tuple(d for d in state.party if d != lost) for lost in plan.devices]
+    for devices in wanted:
+        if devices and state.plan_for(devices) is None:
+            _solve(turn, devices)
+            return
+
+
+def _solve(turn: _Turn, devices: tuple[str, ...], *, urgent: bool = False) -> None:
+    state = turn.state
+    if devices in state.solving and not urgent:
+        return
+    turn.set(solving=(*state.solving, devices))
+    turn.do(ev.Solve(devices=devices, urgent=urgent))
+
+
+def _on_step(turn: _Turn, event: ev.StepCommitted) -> None:
+    turn.set(step=event.step + 1)
+
+
+def _on_compiled(turn: _Turn, event: ev.ProgramCompiled) -> None:
+    state = turn.state
+    keys = tuple(sorted({*state.ready.get(event.device, ()), event.key}))
+    turn.set(ready={**state.ready, event.device: keys})
+    _change_when_it_pays(turn)
+
+
+# Plans that were made ---------------------------------------------------------------------------
+
+
+def _on_solved(turn: _Turn, event: ev.PlanSolved) -> None:
+    state = turn.state
+    turn.set(
+        solving=tuple(devices for devices in state.solving if devices != event.devices),
+        solved=(*state.solved, event)[-KEPT_PLANS:],
+    )
+    if state.need is not None and set(state.need.devices) == set(event.devices):
+        _answer_with(turn, state.need, event)
+    elif event.plan is not None:
+        for index, stage in enumerate(event.plan.stages):
+            _compile(turn, stage.device, event.plan, index)
+        _change_when_it_pays(turn)
+
+
+def _change_when_it_pays(turn: _Turn) -> None:
+    """A better plan for exactly those who are here, compiled by all of its devices."""
+    state = turn.state
+    terms, plan = state.terms, state.plan
+    if not (terms.replan and state.is_running) or state.wish is not None or plan is None:
+        return
+    made = state.plan_for(state.candidates()) if state.is_disturbed else None
+    if made is None or made.plan is None or made.plan == plan:
+        return
+    is_ready = all(
+        key in state.ready.get(stage.device, ())
+        for key, stage in zip(made.keys, made.plan.stages, strict=True)
+    )
+    gain_s = (made.standing_step_s - made.step_s) * (state.steps - state.step)
+    cost_s = terms.pause_s + made.move_s
+    if not is_ready or not math.isfinite(gain_s) or gain_s <= terms.worth * cost_s:
+        return
+    reason = (
+        f"another plan saves {gain_s:.1f} s until the end ({1e3 * made.step_s:.0f} instead of"
+        f" {1e3 * made.standing_step_s:.0f} ms a step, predicted) and costs {cost_s:.1f} s"
+    )
+    turn.set(wish=made.plan, wish_reason=reason)
+    turn.do(ev.AskChange(reason=reason))
+
+
+# Who takes over ---------------------------------------------------------------------------------
+
+
+def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
+    state = turn.state
+    need = event.need
+    turn.set(is_running=False)
+    wish = state.wish
+    if need.is_still and wish is not None and set(wish.devices) <= set(need.devices):
+        _answer(turn, need, wish, state.wish_reason)
+        return
+    facts = {
+        str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
+        for device in need.devices
+    }
+    leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
+    staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
+    choice = choose_owners(staying, facts=facts, copies=state.terms.copies)
+    if choice.plan is None and leaving:
+        choice = choose_owners(need, facts=facts, copies=state.terms.copies)
+    if choice.plan is not None or not need.devices:
+        turn.do(ev.Answer(epoch=need.epoch, choice=choice))
+        return
+    turn.set(need=need)
+    devices = tuple(str(device) for device in need.devices)
+    made = state.plan_for(devices)
+    if made is not None:
+        _answer_with(turn, need, made)
+    else:
+        _solve(turn, devices, urgent=True)
+
+
+def _compiled(
+    state: ControlState, plan: PipelinePlan, keys: tuple[str, ...], device: str
+) -> tuple[tuple[int, int], ...]:
+    ready = state.ready.get(device, ())
+    return tuple(
+        (stage.first_layer, stage.last_layer)
+        for stage, key in zip(plan.stages, keys, strict=True)
+        if key in ready
+    )
+
+
+def _answer_with(turn: _Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
+    if made.plan is None:
+        reason = f"no idle device can take what was lost, and no other plan fits: {made.reason}"
+        turn.do(ev.Answer(epoch=need.epoch, choice=OwnersChoice(plan=None, reason=reason)))
+        return
+    stages = ", ".join(f"{s.device}: {s.first_layer}-{s.last_layer}" for s in made.plan.stages)
+    _answer(turn, need, made.plan, f"no idle device is left; layers are cut anew ({stages})")
+
+
+def _answer(turn: _Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
+    holders = ring_holders(plan, need.devices, copies=turn.state.terms.copies)
+    choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
+    turn.set(need=None)
+    turn.do(ev.Answer(epoch=need.epoch, choice=choice))
+
+
+_HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
+    ev.Joined: _on_joined,
+    ev.Lost: _on_lost,
+    ev.Departing: _on_departing,
+    ev.Running: _on_running,
+    ev.StepCommitted: _on_step,
+    ev.ProgramCompiled: _on_compiled,
+    ev.PlanSolved: _on_solved,
+    ev.OwnersNeeded: _on_need,
+    ev.Tick: _on_tick,
+}

@@ -1,0 +1,99 @@
+"""What the policy machine knows, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..core.plan import PipelinePlan
+from ..errors import InvalidValueError
+from ..protocol import OwnersNeed
+from ..protocol.evidence import LayerHolders
+from .events import PlanSolved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlTerms:
+    """How eager the policy is."""
+
+    copies: int = 1
+    """Holders per stage, besides its owner."""
+    settle_s: float = 1.0
+    """Who joined is looked at after so long: others may follow."""
+    standby: bool = True
+    """Plans for single losses that no idle device could take are solved, exported and compiled
+    ahead."""
+    replan: bool = True
+    """Cut anew when that pays, though nobody was lost."""
+    pause_s: float = 0.5
+    """What an epoch without a loss takes, beside moving states."""
+    worth: float = 1.5
+    """A change must save so many times what it costs; so plans do not flap."""
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """Of devices, relative: the fastest are planned for. Without: all alike."""
+    lead_s: float = 2.0
+    """A hand-over starts so long before a departure, beside what moving takes."""
+
+    def __post_init__(self) -> None:
+        if self.copies < 1 or self.worth < 1:
+            raise InvalidValueError(
+                f"control: copies and worth must be >= 1, got {self.copies} and {self.worth}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlState:
+    """Of one run."""
+
+    terms: ControlTerms = ControlTerms()
+    plan: PipelinePlan | None = None
+    """In force; None: nothing runs yet."""
+    epoch: int = 0
+    party: tuple[str, ...] = ()
+    holders: tuple[LayerHolders, ...] = ()
+    present: tuple[str, ...] = ()
+    """Devices that are here, members or not."""
+    joined_s: float | None = None
+    """When the last newcomer came that was not yet looked at."""
+    is_running: bool = False
+    stages_wanted: int = 0
+    """Devices with a stage when the run began."""
+    is_disturbed: bool = False
+    """A device with a stage was lost, or someone joined: the plan may not be the best any more."""
+    began_s: float = 0.0
+    """When this epoch began to run."""
+    step: int = 0
+    steps: int = 0
+    ready: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device -> keys of what it has compiled."""
+    asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device -> keys that were sent to it."""
+    solved: tuple[PlanSolved, ...] = ()
+    """Plans made ahead, newest last."""
+    solving: tuple[tuple[str, ...], ...] = ()
+    """Sets of devices that are being planned for."""
+    need: OwnersNeed | None = None
+    """A question that waits for a plan."""
+    wish: PipelinePlan | None = None
+    """To be taken at the next standstill."""
+    wish_reason: str = ""
+    departing: Mapping[str, float] = field(default_factory=dict)
+    """Device -> when it leaves."""
+
+    def idle(self) -> tuple[str, ...]:
+        """Members without a stage."""
+        owners = set(self.plan.all_devices) if self.plan is not None else set()
+        return tuple(device for device in self.party if device not in owners)
+
+    def candidates(self) -> tuple[str, ...]:
+        """The fastest members, as many as had a stage at first; the others stay spares."""
+        order = {device: index for index, device in enumerate(self.party)}
+        speeds = self.terms.speeds
+        staying = [device for device in self.party if device not in self.departing]
+        ranked = sorted(staying, key=lambda d: (-speeds.get(d, 1.0), order[d]))
+        return tuple(sorted(ranked[: self.stages_wanted], key=order.__getitem__))
+
+    def plan_for(self, devices: tuple[str, ...]) -> PlanSolved | None:
+        """A plan that was made for exactly these devices."""
+        wanted = set(devices)
+        return next((s for s in reversed(self.solved) if set(s.devices) == wanted), None)

@@ -1,0 +1,189 @@
+"""The body round the policy machine: plans in threads, programs sent ahead, questions answered.
+
+Carries out what `control` wants and feeds it what happens; every event and action is written to
+the run's `policy.jsonl`, from which the machine can be replayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import control
+from ..core import PipelinePlan
+from ..core.crowd import DeviceId
+from ..errors import CrowdMeshError
+from ..programs import StageBundle
+from ..protocol import CoordinatorState, OwnersNeed
+from ..protocol import coordinator_events as ev
+from ..protocol.evidence import LayerHolders
+from ..protocol.owners import ring_holders
+from ..record import Journal
+from .outfit import Outfitter
+
+logger = logging.getLogger(__name__)
+
+LOW_PRIORITY = 10
+"""Of the thread that plans ahead: nobody waits for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan for some devices, and what it is worth."""
+
+    plan: PipelinePlan
+    bundles: Sequence[StageBundle] = field(repr=False)
+    step_s: float
+    standing_step_s: float
+    """Of the plan in force, by the same profile."""
+    move_s: float
+    """To move the states that change hands."""
+
+
+Planner = Callable[[Sequence[str], PipelinePlan], Planned]
+"""(devices, plan in force) -> a plan over some of them. Slow; runs in a thread. Raises a
+CrowdMeshError where no plan fits."""
+Post = Callable[[str, PipelinePlan, int], None]
+"""Sends a stage's programs and rows to a device, ahead."""
+
+
+class PolicyBody:
+    """Of one run. All methods run on the run's loop.
+
+    Args:
+        ask: Hands an event to the coordinator's machine.
+        post: See `Post`.
+        spawn: Runs a coroutine beside the run.
+        log: Where events and actions are written; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        terms: control.ControlTerms,
+        outfitter: Outfitter,
+        planner: Planner,
+        *,
+        ask: Callable[[Any], None],
+        post: Post,
+        spawn: Callable[[Coroutine[Any, Any, None], str], Any],
+        log: Journal | None = None,
+    ) -> None:
+        self.state = control.ControlState(terms=terms)
+        self._outfitter, self._planner = outfitter, planner
+        self._ask, self._post, self._spawn = ask, post, spawn
+        self._log = log
+        self._ready: dict[str, set[str]] = {}
+        """Device -> keys of what it has: it need not be sent again."""
+        self._ahead = ThreadPoolExecutor(1, "plan ahead", initializer=_lower_priority)
+
+    def close(self) -> None:
+        """Ends the thread; what it plans is not waited for."""
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+
+    def tell(self, event: control.ControlEvent) -> None:
+        """Something happened."""
+        now_s = time.monotonic()
+        self.state, actions = control.handle(self.state, event, now_s)
+        if self._log is not None and (actions or not isinstance(event, _FREQUENT)):
+            entries = [control.entry_to_plain(entry) for entry in (event, *actions)]
+            self._log.append({"now_s": now_s, "event": entries[0], "actions": entries[1:]})
+        for action in actions:
+            self._do(action)
+
+    # What the body knows of devices
+
+    def has(self, device: str, key: str) -> bool:
+        """Whether a stage's programs and rows need not be sent again."""
+        return key in self._ready.get(device, ())
+
+    def joined(self, device: str) -> None:
+        """A process said Hello: what one before it had is gone."""
+        self._ready.pop(device, None)
+        self.tell(control.Joined(device=device))
+
+    def ready(self, device: str, key: str) -> None:
+        """A device has what the key names."""
+        self._ready.setdefault(device, set()).add(key)
+        self.tell(control.ProgramCompiled(device=device, key=key))
+
+    def running(self, state: CoordinatorState) -> None:
+        """An epoch runs."""
+        self.tell(
+            control.Running(
+                epoch=state.epoch,
+                plan=state.plan,
+                party=tuple(str(device) for device in state.party),
+                holders=state.holders,
+                step=state.committed,
+                steps=state.started.steps,
+            )
+        )
+
+    def needed(self, need: OwnersNeed) -> None:
+        """A decision asks who takes what was lost."""
+        stages = range(len(need.plan.stages))
+        keys = tuple(self._outfitter.key(need.plan, stage) for stage in stages)
+        self.tell(control.OwnersNeeded(need=need, keys=keys))
+
+    # What the machine wants
+
+    def _do(self, action: control.ControlAction) -> None:
+        match action:
+            case control.Solve():
+                self._spawn(self._solve(action), "planning")
+            case control.Compile(device=device, plan=plan, stage=stage):
+                if not self.has(device, self._outfitter.key(plan, stage)):
+                    self._post(device, plan, stage)
+            case control.AskChange(reason=reason):
+                self._ask(ev.ChangeAsked(reason=reason))
+            case control.AskHolders(holders=holders):
+                self._ask(ev.HoldersAsked(holders=holders))
+            case control.Answer(epoch=epoch, choice=choice):
+                self._ask(ev.OwnersChosen(epoch=epoch, choice=choice))
+
+    async def _solve(self, action: control.Solve) -> None:
+        standing = self.state.plan
+        assert standing is not None, "plans are asked for once one runs"
+        loop = asyncio.get_running_loop()
+        thread = None if action.urgent else self._ahead
+        try:
+            made = await loop.run_in_executor(thread, self._planner, action.devices, standing)
+        except CrowdMeshError as exc:
+            failed = control.PlanSolved(devices=action.devices, plan=None, reason=exc.message)
+            self.tell(failed)
+            return
+        self._outfitter.learn(made.plan, made.bundles)
+        stages = range(len(made.plan.stages))
+        self.tell(
+            control.PlanSolved(
+                devices=action.devices,
+                plan=made.plan,
+                keys=tuple(self._outfitter.key(made.plan, stage) for stage in stages),
+                step_s=made.step_s,
+                standing_step_s=made.standing_step_s,
+                move_s=made.move_s,
+            )
+        )
+
+
+_FREQUENT = (control.StepCommitted, control.Tick)
+
+
+def first_holders(
+    plan: PipelinePlan, devices: Sequence[str], *, copies: int
+) -> tuple[LayerHolders, ...]:
+    """Who keeps the copies of whose layers, where no policy says otherwise."""
+    return ring_holders(plan, [DeviceId(device) for device in devices], copies=copies)
+
+
+def _lower_priority() -> None:
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)

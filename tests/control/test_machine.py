@@ -1,0 +1,193 @@
+"""The policy machine, one event at a time, and replayed from its plain form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from crowdmesh_jax import control
+from crowdmesh_jax.core import PipelinePlan
+from crowdmesh_jax.errors import FormatError, InvalidValueError
+from crowdmesh_jax.protocol import OwnersNeed
+from crowdmesh_jax.protocol.owners import ring_holders
+
+PARTY = ("d0", "d1", "d2", "s0", "s1")
+PLAN = PipelinePlan.even(6, ["d0", "d1", "d2"], microbatches=4)
+KEYS = ("k0", "k1", "k2")
+
+
+class Policy:
+    """The machine with a clock, and what it wanted since the last look."""
+
+    def __init__(self, party: Any = PARTY, plan: PipelinePlan = PLAN, **terms: Any) -> None:
+        self.state = control.ControlState(terms=control.ControlTerms(**terms))
+        self.now_s = 0.0
+        self.entries: list[Any] = []
+        self.party, self.plan = party, plan
+
+    def tell(self, event: Any, after_s: float = 0.0) -> list[Any]:
+        self.now_s += after_s
+        self.state, actions = control.handle(self.state, event, self.now_s)
+        self.entries.append((self.now_s, event, actions))
+        return list(actions)
+
+    def running(self, **changes: Any) -> list[Any]:
+        fields: dict[str, Any] = {
+            "epoch": 1, "plan": self.plan, "party": self.party, "step": 0, "steps": 1000,
+            "holders": ring_holders(self.plan, self.party, copies=1),
+        }  # fmt: skip
+        return self.tell(control.Running(**{**fields, **changes}))
+
+    def need(self, lost: tuple[int, ...] = (), gone: tuple[str, ...] = (), **more: Any) -> Any:
+        devices = tuple(d for d in self.party if d not in gone)
+        need = OwnersNeed(epoch=2, plan=self.plan, lost_stages=lost, devices=devices, **more)
+        return self.tell(control.OwnersNeeded(need=need, keys=KEYS[: len(self.plan.stages)]))
+
+
+def solved(devices: Any, plan: PipelinePlan | None, **more: Any) -> control.PlanSolved:
+    keys = tuple(f"{d}-new" for d in plan.devices) if plan else ()
+    return control.PlanSolved(devices=tuple(devices), plan=plan, keys=keys, **more)
+
+
+def test_idle_devices_compile_what_they_hold_first_and_nothing_twice():
+    policy = Policy()
+    wanted = policy.running()
+    assert all(isinstance(action, control.Compile) for action in wanted)
+    assert len(wanted) == 6, "three stages on two spares"
+    held = [(a.device, a.stage) for a in wanted[:3]]
+    assert sorted(held) == [("s0", 0), ("s0", 2), ("s1", 1)], "copies first"
+    assert policy.running(epoch=2) == [], "said once"
+    assert policy.tell(control.Joined(device="s0")) == []
+    assert {a.device for a in policy.running(epoch=3)} == {"s0"}, "a new process has nothing"
+
+
+def test_a_lost_stage_goes_to_the_spare_that_has_copy_and_programs():
+    policy = Policy()
+    policy.running()
+    policy.tell(control.ProgramCompiled(device="s1", key="k1"))
+    (answer,) = policy.need((1,), ("d1",), copies_of={"s0": (1,), "s1": (1,)})
+    assert answer.choice.plan.devices == ("d0", "s1", "d2")
+    assert answer.epoch == 2
+
+
+def test_without_spares_plans_for_each_loss_are_made_one_by_one_and_used():
+    policy = Policy(party=("d0", "d1", "d2"))
+    assert policy.running() == []
+    (first,) = policy.tell(control.Tick(), 1.0)
+    assert first == control.Solve(devices=("d1", "d2"))
+    assert policy.tell(control.Tick(), 1.0) == [], "one at a time"
+    plan = PipelinePlan.even(6, ["d1", "d2"], microbatches=4)
+    compiled = policy.tell(solved(("d1", "d2"), plan))
+    assert [(a.device, a.stage) for a in compiled] == [("d1", 0), ("d2", 1)], "compiled ahead"
+    (second,) = policy.tell(control.Tick(), 1.0)
+    assert second == control.Solve(devices=("d0", "d2"))
+    (answer,) = policy.need((0,), ("d0",))
+    assert answer.choice.plan == plan, "no solving while everyone waits"
+
+
+def test_an_unforeseen_loss_is_solved_while_everyone_waits():
+    policy = Policy(party=("d0", "d1", "d2"), standby=False)
+    policy.running()
+    assert policy.tell(control.Tick(), 5.0) == []
+    (solve,) = policy.need((0, 1), ("d0", "d1"))
+    assert solve == control.Solve(devices=("d2",), urgent=True)
+    plan = PipelinePlan.even(6, ["d2"], microbatches=4)
+    (answer,) = policy.tell(solved(("d2",), plan))
+    assert answer.choice.plan == plan
+
+
+def test_where_no_plan_fits_the_run_is_told_why():
+    policy = Policy(party=("d0", "d1", "d2"))
+    policy.running()
+    policy.need((0, 1), ("d0", "d1"))
+    (answer,) = policy.tell(solved(("d2",), None, reason="layer 3 needs 9 GB"))
+    assert answer.choice.plan is None
+    assert "layer 3 needs 9 GB" in answer.choice.reason
+
+
+def test_newcomers_become_members_after_a_while():
+    policy = Policy(party=("d0", "d1", "d2"))
+    policy.running()
+    assert policy.tell(control.Joined(device="n0")) == []
+    asks = [a for a in policy.tell(control.Tick(), 0.5) if isinstance(a, control.AskChange)]
+    assert asks == [], "others may follow"
+    wanted = policy.tell(control.Tick(), 0.6)
+    assert [a.reason for a in wanted if isinstance(a, control.AskChange)] == ["n0 joined"]
+
+
+def test_a_better_plan_is_taken_once_compiled_and_only_if_it_pays():
+    policy = Policy(party=PARTY[:4], replan=True)
+    policy.running(steps=100)
+    policy.tell(control.Lost(device="d1"))
+    owners = ("d0", "s0", "d2")
+    stages = tuple(replace(s, device=d) for s, d in zip(PLAN.stages, owners, strict=True))
+    policy.party, policy.plan = ("d0", "d2", "s0"), replace(PLAN, stages=stages)
+    policy.running(epoch=2, steps=100)
+    (solve,) = [a for a in policy.tell(control.Tick(), 1.5) if isinstance(a, control.Solve)]
+    assert sorted(solve.devices) == ["d0", "d2", "s0"]
+    better = PipelinePlan.even(6, ["d2", "s0", "d0"], microbatches=4)
+    small = solved(solve.devices, better, step_s=0.099, standing_step_s=0.1, move_s=1.0)
+    policy.tell(small)
+    for device in better.devices:
+        assert policy.tell(control.ProgramCompiled(device=device, key=f"{device}-new")) == []
+    assert policy.state.wish is None, "0.1 s saved, 1.5 s spent"
+    large = replace(small, step_s=0.05)
+    (ask,) = policy.tell(large)
+    assert isinstance(ask, control.AskChange)
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan == better
+
+
+def test_the_users_plan_stands_while_nobody_came_or_went():
+    policy = Policy(speeds={"s0": 9.0, "s1": 9.0})
+    policy.running()
+    assert policy.tell(control.Tick(), 10.0) == []
+
+
+def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
+    policy = Policy()
+    policy.running()
+    policy.tell(control.ProgramCompiled(device="s1", key="k1"))
+    assert policy.tell(control.Departing(device="d1", leaves_in_s=10.0)) == []
+    assert policy.tell(control.Tick(), 7.5) == []
+    (ask,) = policy.tell(control.Tick(), 1.0)
+    assert isinstance(ask, control.AskChange)
+    assert "d1 hands stage 1 over to s1 (it holds a copy)" in ask.reason
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "s1", "d2")
+
+
+def test_who_is_leaving_takes_nothing_over():
+    policy = Policy()
+    policy.running()
+    policy.tell(control.Departing(device="s1", leaves_in_s=1.0))
+    (answer,) = policy.need((1,), ("d1",), copies_of={"s1": (1,)})
+    assert answer.choice.plan.devices == ("d0", "s0", "d2")
+    (answer,) = policy.need((1,), ("d1", "s0"), copies_of={"s1": (1,)})
+    assert answer.choice.plan.devices == ("d0", "s1", "d2"), "better than to stand still"
+
+
+def test_what_was_told_can_be_told_again_from_its_plain_form():
+    policy = Policy()
+    policy.running()
+    policy.tell(control.Departing(device="d1", leaves_in_s=1.0))
+    policy.need(is_still=True)
+    policy.tell(control.Joined(device="n0"))
+    policy.tell(control.Tick(), 3.0)
+    again = control.ControlState()
+    for now_s, event, actions in policy.entries:
+        wire = json.loads(json.dumps(control.entry_to_plain(event)))
+        again, repeated = control.handle(again, control.entry_from_plain(wire), now_s)
+        assert repeated == actions
+        assert [control.entry_from_plain(control.entry_to_plain(a)) for a in actions] == [*actions]
+    assert again == policy.state
+
+
+def test_bad_terms_and_unknown_entries_are_refused():
+    with pytest.raises(InvalidValueError, match="copies and worth"):
+        control.ControlTerms(copies=0)
+    with pytest.raises(FormatError, match="unknown kind"):
+        control.entry_from_plain({"kind": "Nothing"})
