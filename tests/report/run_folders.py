@@ -98,8 +98,6 @@ def disturbed_events(steps: int, event: RecoveryEvent) -> list[TraceEvent]:
     gap_s = event.total_s - event.first_step_s
     found = [e for e in calm if e.step < event.base]
     for e in calm:
-        if e.step == event.base and e.end_s < lost_s and e.kind == "forward":
-            found.append(dataclasses.replace(e, kind="dropped_forward"))
         if e.step >= event.base:
             names = {"slow": "spare"}
             found.append(
@@ -108,6 +106,12 @@ def disturbed_events(steps: int, event: RecoveryEvent) -> list[TraceEvent]:
                     start_s=e.start_s + gap_s + 0.2, end_s=e.end_s + gap_s + 0.2,
                 )
             )  # fmt: skip
+    found.append(
+        TraceEvent(
+            device="fast", kind="dropped_forward", step=event.base, microbatch=0,
+            start_s=lost_s, end_s=lost_s + 0.01,
+        )
+    )  # fmt: skip
     replayed_s = lost_s + gap_s - 0.2
     common = {"device": "spare", "step": event.base - 1, "microbatch": 0}
     found.append(
