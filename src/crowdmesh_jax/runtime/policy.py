@@ -148,6 +148,8 @@ class PolicyBody:
                 self._ask(ev.ChangeAsked(reason=reason))
             case control.AskHolders(holders=holders):
                 self._ask(ev.HoldersAsked(holders=holders))
+            case control.AskInterval(steps=steps):
+                self._ask(ev.IntervalAsked(steps=steps))
             case control.Answer(epoch=epoch, choice=choice):
                 self._ask(ev.OwnersChosen(epoch=epoch, choice=choice))
 

@@ -304,17 +304,30 @@ class Session:
             holders=first_holders(
                 self.plan, sorted([*planned, *spares]), copies=self.recovery.copies
             ),
-            wave_every=self.recovery.wave_every,
-            log_steps=self.recovery.logged_steps,
+            wave_every=self.recovery.first_wave_every,
+            log_steps=self._log_steps(self.recovery),
             return_s=self.recovery.return_s,
             attach_s=ATTACH_S,
         )
 
+    def _log_steps(self, recovery: Recovery) -> int:
+        boundary_bytes = 0
+        for bundle in self.bundles:
+            sent = (*bundle.manifest.boundary_out, *bundle.manifest.gradient_out)
+            of_step = self.plan.microbatches * sum(leaf.size_bytes for leaf in sent)
+            boundary_bytes = max(boundary_bytes, of_step)
+        return recovery.logged_steps(boundary_bytes)
+
     def _control_terms(self) -> ControlTerms:
         if self.recovery is None:
             return ControlTerms()
+        crowd = self.crew.crowd
+        leaves = [crowd.device(device).leave_hazard_per_s for device in self.plan.devices]
         return ControlTerms(
             copies=self.recovery.copies,
+            learn_interval=self.recovery.wave_every is None,
+            loss_per_s=sum(leaves) + len(leaves) * self.recovery.crash_per_s,
+            most_steps=max(1, self._log_steps(self.recovery) // 2),
             standby=self.recovery.standby,
             replan=self.recovery.replan,
             speeds={str(device.id): device.speed for device in self.crew.crowd.devices},
