@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.package  ## train real digits over four unequal processes on this machine
+demo: $(VENV)/.package  ## train real digits over four unequal processes, kill one, compare
 	@$(BIN)/crowdmesh demo
 
 test: $(VENV)/.dev  ## all tests that CI runs

@@ -4,6 +4,7 @@ Thin: each command parses, calls the library and renders. One module per command
 dispatches and turns errors into one line and an exit status:
 
     0    done
+    1    `demo` alone: the run that lost a device did not end as one that lost none
     2    an error of ours, with its code, or a wrong option
     130  stopped by Ctrl-C
 """
@@ -27,7 +28,7 @@ EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
 examples:
-  crowdmesh demo                                   watch four unequal processes train digits
+  crowdmesh demo                                   four unequal processes train, one is killed
   crowdmesh crowd campus -o campus.toml            a realistic crowd, as a file
   crowdmesh mobility --scenario waypoint           how its devices would move
   crowdmesh coalitions --crowd campus.toml         who would train together

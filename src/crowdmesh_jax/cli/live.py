@@ -6,6 +6,7 @@ Takes the events of `train`; knows nothing of how they come about.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ..core import Crowd, PipelinePlan
@@ -16,6 +17,7 @@ from ..runtime import (
     EvaluationEvent,
     MeasuredEvent,
     PhaseEvent,
+    RecoveryEvent,
     RunEvent,
     StepEvent,
 )
@@ -24,10 +26,25 @@ from .console import format_seconds, print_json
 REFRESH_PER_S = 8
 LINES_PER_RUN = 10
 """Without a terminal, about so many lines tell of the steps."""
-DOING = {"installing": " (loading and compiling their programs)"}
+DOING = {
+    "installing": " (loading and compiling their programs)",
+    "fencing": " (all stop, and tell what they have)",
+}
 """What devices do in a phase that is silent for long."""
+RECOVERING = ("fencing", "deciding", "installing")
+"""Phases that are worth more than the step's figures once there are steps."""
 SMOOTHING = 0.2
 """Weight of the newest step in the shown step time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KillEvent:
+    """Somebody ended a device's process, as a crash would."""
+
+    device: str
+    pid: int
+    step: int
+    """Steps that were made by then."""
 
 
 class JsonView:
@@ -39,24 +56,35 @@ class JsonView:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def __call__(self, event: RunEvent) -> None:
+    def __call__(self, event: RunEvent | KillEvent) -> None:
         name = type(event).__name__.removesuffix("Event").lower()
         fields: dict[str, Any] = {
             field.name: getattr(event, field.name) for field in dataclasses.fields(event)
         }
         if isinstance(event, (CheckpointEvent, BestEvent)):
             fields["path"] = str(event.path)
+        if isinstance(event, RecoveryEvent):
+            fields |= {"total_s": event.total_s, "line": event.line()}
         print_json({"event": name, **fields})
 
 
 class LiveView:
-    """Rows per device that change in place; plain lines where the output is no terminal."""
+    """Rows per device that change in place; plain lines where the output is no terminal.
 
-    def __init__(self, plan: PipelinePlan, crowd: Crowd) -> None:
+    Args:
+        spares: Devices without a stage that wait for one.
+        console: A rich console; None: standard output.
+    """
+
+    def __init__(
+        self, plan: PipelinePlan, crowd: Crowd, spares: Sequence[str] = (), console: Any = None
+    ) -> None:
         from rich.console import Console
 
-        self._plan, self._crowd = plan, crowd
-        self._console = Console(highlight=False)
+        self._plan, self._crowd, self._spares = plan, crowd, tuple(spares)
+        self._gone: dict[str, str] = {}
+        """Devices that were lost, and what became of them."""
+        self._console = console or Console(highlight=False)
         self._live: Any = None
         self._phase = ""
         self._step: StepEvent | None = None
@@ -83,8 +111,14 @@ class LiveView:
         if self._live is not None:
             self._live.__exit__(*exc)
 
-    def __call__(self, event: RunEvent) -> None:
+    def __call__(self, event: RunEvent | KillEvent) -> None:
         match event:
+            case KillEvent():
+                self._gone[event.device] = f"killed after step {event.step}"
+                self._tell(f"KILLED {event.device} (SIGKILL to process {event.pid}) after step"
+                           f" {event.step}", "bold red")  # fmt: skip
+            case RecoveryEvent():
+                self._take_recovery(event)
             case PhaseEvent():
                 self._phase = _phase_line(event)
                 self._say(self._phase)
@@ -112,6 +146,21 @@ class LiveView:
         if self._live is None:
             self._console.print(line, markup=False, soft_wrap=True)
 
+    def _tell(self, line: str, style: str) -> None:
+        """A line that stays: on a terminal it goes above the rows."""
+        self._console.print(line, markup=False, style=style, soft_wrap=self._live is None)
+
+    def _take_recovery(self, event: RecoveryEvent) -> None:
+        self._tell(f"RECOVERED  {event.story()}", "bold green")
+        self._tell(f"           {event.times()}", "green")
+        for device in event.lost:
+            self._gone.setdefault(device, f"lost after step {event.base}")
+            self._devices.pop(device, None)
+        if event.plan is not None:
+            self._plan = event.plan
+        for device in self._plan.devices:
+            self._gone.pop(device, None)
+
     def _take_step(self, event: StepEvent) -> None:
         self._step = event
         if event.step_s is not None:
@@ -127,6 +176,8 @@ class LiveView:
         if self._step is None:
             return self._phase
         step = self._step
+        if self._phase.startswith(RECOVERING):
+            return f"step {step.step + 1}/{step.steps}  {self._phase}"
         parts = [f"step {step.step + 1}/{step.steps}", f"loss {step.loss:.4f}"]
         parts += [f"{name} {value:.3f}" for name, value in step.metrics.items()]
         if self._step_s is not None:
@@ -158,6 +209,13 @@ class LiveView:
             times = (event.forward_s, event.backward_s, event.update_s)
             row += [format_seconds(seconds) for seconds in times]
             table.add_row(*row, f"{busy:.0%}", ProgressBar(total=1.0, completed=busy, width=20))
+        for device in self._crowd.devices:
+            if device.id in self._plan.devices:
+                continue
+            state = self._gone.get(device.id) or ("spare" if device.id in self._spares else "")
+            if state:
+                row = (device.id, state, f"{device.speed:.3g}", "", "", "", "", "")
+                table.add_row(*row, style="red" if device.id in self._gone else "dim")
         parts: list[Any] = [table, Text(self._headline())]
         if self._evaluation is not None:
             parts.append(Text(_evaluation_line(self._evaluation)))

@@ -36,8 +36,9 @@ from .inputs import (
 
 if TYPE_CHECKING:
     from ..model import TrainingJob
-    from ..runtime import TrainResult
+    from ..runtime import Crew, Recovery, TrainResult
     from ..solvers import PartitionResult
+    from .live import JsonView, LiveView
 
 HELP = "train a model over a crowd; leaves a folder in runs/"
 EXAMPLES = """\
@@ -47,6 +48,7 @@ examples:
   crowdmesh train lenet --plan plan.json --crowd crowd.toml   a plan kept by `crowdmesh plan`
   crowdmesh train lenet --evaluate-every 50 --keep-best accuracy
   crowdmesh train --resume runs/mine --steps 1000             goes on, on this crowd or another
+  crowdmesh train lenet --speeds 1,1,0.5,0.5 --copies 2       survives losses, keeps two copies
   crowdmesh train gpt2_nano --data book.txt --learning-rate 1e-3
   crowdmesh train lenet --json | jq 'select(.event == "step") | .loss'
 """
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_plan_arguments(parser)
     add_measure_argument(parser)
     parser.add_argument("--plan", metavar="FILE", help="use this plan instead of solving for one")
+    add_recovery_arguments(parser)
     add_going_on_arguments(parser)
 
 
@@ -77,6 +80,45 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--runs-dir", default="runs", metavar="DIR", help="default runs")
     group.add_argument("--name", metavar="NAME", help="of the run's folder; default date and time")
     group.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="default: at the end")
+
+
+def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--recover`, `--copies`, `--wave-every`."""
+    group = parser.add_argument_group("recovery")
+    group.add_argument(
+        "--recover",
+        action=argparse.BooleanOptionalAction,
+        help="go on when a device dies; default: where devices are left over as spares",
+    )
+    group.add_argument(
+        "--copies", type=int, default=1, metavar="N", help="of each stage, elsewhere; default 1"
+    )
+    group.add_argument(
+        "--wave-every", type=int, default=8, metavar="STEPS",
+        help="between two rounds of copies; a loss redoes at most about so many; default 8",
+    )  # fmt: skip
+
+
+def read_recovery(
+    arguments: argparse.Namespace, plan: PipelinePlan, crowd: Crowd
+) -> Recovery | None:
+    """The terms of the options; None where a loss ends the run.
+
+    In one process (`--transport memory`) nobody can be lost, so it must be asked for.
+    """
+    from ..runtime import Recovery
+
+    recovers = arguments.recover
+    if recovers is None:
+        recovers = arguments.transport != "memory" and bool(spares_of(plan, crowd))
+    if not recovers:
+        return None
+    return Recovery(copies=arguments.copies, wave_every=arguments.wave_every)
+
+
+def spares_of(plan: PipelinePlan, crowd: Crowd) -> tuple[str, ...]:
+    """Devices of the crowd without a stage."""
+    return tuple(device.id for device in crowd.devices if device.id not in plan.devices)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -108,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
 def run_training(
     arguments: argparse.Namespace,
     job: TrainingJob,
-    crowd: Crowd,
+    crowd: Crowd | Crew,
     data: ArraySource,
     plan: PipelinePlan | None,
     example: tuple[Any, Any],
@@ -120,17 +162,16 @@ def run_training(
         fields: More of `train`'s arguments.
     """
     from ..runtime import emulate, train
-    from .live import JsonView, LiveView
 
-    emulation = emulate(crowd)
+    real = emulate(crowd).crowd if isinstance(crowd, Crowd) else crowd.crowd
     solved = None
     if plan is None and fields.get("resume"):
-        plan = own_plan(arguments, emulation.crowd)
+        plan = own_plan(arguments, real)
     if plan is None:
-        solved = _solve(arguments, job, emulation.crowd, example)
+        solved = plan_for(arguments, job, real, example)
         plan = solved.plan
-    view = JsonView() if arguments.json else LiveView(plan, emulation.crowd)
-    with view:
+    recovery = read_recovery(arguments, plan, real)
+    with make_view(arguments, plan, real, recovery) as view:
         result = train(
             job,
             crowd,
@@ -141,20 +182,38 @@ def run_training(
             runs_dir=arguments.runs_dir,
             name=arguments.name,
             checkpoint_every=arguments.checkpoint_every,
+            recovery=recovery or False,
             on_event=view,
             **fields,
         )
+    tell_result(arguments, result)
+    return result
+
+
+def make_view(
+    arguments: argparse.Namespace, plan: PipelinePlan, crowd: Crowd, recovery: Recovery | None
+) -> JsonView | LiveView:
+    """What shows the run as it goes."""
+    from .live import JsonView, LiveView
+
+    if arguments.json:
+        return JsonView()
+    return LiveView(plan, crowd, spares_of(plan, crowd) if recovery else ())
+
+
+def tell_result(arguments: argparse.Namespace, result: TrainResult) -> None:
+    """Predicted against measured, and where the folder is."""
     if not arguments.json:
         if result.best_version is not None:
             print(f"best version {result.best_version}, kept in {result.run_dir}/best")
         print(_step_line(result))
         print(f"run folder {result.run_dir}   (trace.json opens in https://ui.perfetto.dev)")
-    return result
 
 
-def _solve(
+def plan_for(
     arguments: argparse.Namespace, job: TrainingJob, crowd: Crowd, example: tuple[Any, Any]
 ) -> PartitionResult:
+    """Profiles, solves, and explains the plan."""
     from ..solvers import make_solver, solve
 
     solver = make_solver(arguments.solver)  # an unknown one is told before the profile is taken
@@ -191,5 +250,6 @@ def result_summary(result: TrainResult) -> dict[str, Any]:
         "measured_step_s": result.measured_step_s,
         "evaluations": result.evaluations,
         "best_version": result.best_version,
+        "recoveries": len(result.recoveries),
         "run_dir": str(result.run_dir),
     }

@@ -6,10 +6,10 @@ from ..errors import InterruptedRunError, ProtocolError
 from . import coordinator_events as ev
 from . import messages as msg
 from .common import Fault, Mark
-from .coordinator_recovery import lose
+from .coordinator_recovery import fill_gaps, lose
 from .coordinator_restart import on_lost_attaching
 from .coordinator_state import Phase, Suspicion, describe_progress, describe_stage
-from .coordinator_turn import RunTurn, halt, is_closing, is_through
+from .coordinator_turn import RunTurn, end_when_safe, halt, is_closing, is_through
 
 
 def on_member_lost(turn: RunTurn, event: ev.MemberLost) -> None:
@@ -26,7 +26,11 @@ def on_member_lost(turn: RunTurn, event: ev.MemberLost) -> None:
     stage = state.plan.stage_of(event.device)
     if is_closing(state) and is_through(state, stage):
         turn.forget_member(event.device)
-        return  # its part of the last wave is here
+        if stage == len(state.devices) - 1:
+            # Its part of the last wave is here; what it said of its last losses may have died.
+            fill_gaps(turn, state.committed)
+            end_when_safe(turn)
+        return
     if state.recovery is not None and not is_here:
         return  # lost before, for another reason
     turn.forget_member(event.device)

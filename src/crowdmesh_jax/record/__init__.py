@@ -5,13 +5,16 @@ from .files import write_atomic
 from .folder import RunFolder
 from .journal import Journal, journal_writer, read_journal, read_sound_records
 from .prediction import RunPrediction
+from .recovery import RecoveryEvent, TakeOver
 from .trace import TraceEvent, chrome_trace, timeline_events, trace_events
 
 __all__ = [
     "Checkpoint",
     "Journal",
+    "RecoveryEvent",
     "RunFolder",
     "RunPrediction",
+    "TakeOver",
     "TraceEvent",
     "chrome_trace",
     "journal_writer",

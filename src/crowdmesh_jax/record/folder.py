@@ -7,6 +7,10 @@
         events.jsonl    every event and action of the coordinator, checksummed
         metrics.jsonl   a line per committed step
         policy.jsonl    where the run recovers: what the policy was told and wanted
+        recoveries.jsonl
+                        a `RecoveryEvent` a line, checksummed; no file: there was none. It says what
+                        the journal (Epoch, Decision, Wave, Resumed) cannot: how long each part
+                        took, what was compiled and moved
         trace.json      opens in Perfetto
         memory.json     bytes that each device was predicted to hold, and held
         checkpoint/     safetensors shards and manifest.json
@@ -37,6 +41,7 @@ from .files import read_bytes, record_errors, sync_folder, write_atomic
 from .journal import Journal
 from .prediction import FORMAT_VERSION as PREDICTION_VERSION
 from .prediction import RunPrediction
+from .recovery import RecoveryEvent
 
 FORMAT_VERSION = 1
 """Of the folder as a whole: its files, and what is in them."""
@@ -138,6 +143,10 @@ class RunFolder:
     @property
     def policy_path(self) -> Path:
         return self.path / "policy.jsonl"
+
+    @property
+    def recoveries_path(self) -> Path:
+        return self.path / "recoveries.jsonl"
 
     @property
     def trace_path(self) -> Path:
@@ -263,6 +272,15 @@ class RunFolder:
     def policy(self) -> Journal:
         """What the policy was told and wanted, for appending: one process at a time."""
         return Journal(self.policy_path)
+
+    def add_recovery(self, event: RecoveryEvent) -> None:
+        """Appends to `recoveries.jsonl`.
+
+        Raises:
+            RecordError: It cannot be written, or another process writes it.
+        """
+        with Journal(self.recoveries_path) as lines:
+            lines.append(values.to_plain(event), durable=True)
 
     def save_checkpoint(
         self, version: int, arrays: Mapping[Key, np.ndarray], meta: Mapping[str, Any] | None = None

@@ -291,6 +291,11 @@ class Crew:
         finally:
             self._listener = None
 
+    @property
+    def is_started(self) -> bool:
+        """Whether its agents were started."""
+        return self._transport is not None
+
     def check_alive(self) -> None:
         """Refuses to start a run on a crew that has lost someone.
 

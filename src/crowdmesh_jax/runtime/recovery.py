@@ -1,4 +1,4 @@
-"""How a run survives the loss of devices: the user's terms, and what each recovery came to."""
+"""How a run survives the loss of devices: the user's terms, and the clock of each recovery."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
 from ..protocol.coordinator import CoordinatorState
 from ..protocol.decision import Decision
+from ..record import RecoveryEvent, TakeOver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,83 +59,6 @@ class Recovery:
         return self.log_steps if self.log_steps is not None else 2 * self.wave_every
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TakeOver:
-    """A stage that got its state anew."""
-
-    stage: int
-    layers: tuple[int, int]
-    """First and last."""
-    device: str
-    before: str
-    """Who had the stage."""
-    from_version: int
-    """Of the copy that it starts from."""
-    source: str
-    """Who had that copy; "coordinator": its disk."""
-    compiled_s: float = 0.0
-    """Compiling on the hot path; 0: the programs were ready."""
-    loaded_s: float = 0.0
-    """From the Install until the state was in place, compiling included."""
-    moved_bytes: int = 0
-    """State that came over the wire for it, now; 0: the copy was there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveryEvent:
-    """A loss, or a return, and how the run went on. Times in seconds, one after another."""
-
-    epoch: int
-    lost: tuple[str, ...]
-    reason: str
-    """Why the epoch was opened."""
-    choice: str
-    """How it went on, who took over, and why that one."""
-    how: str
-    """"replay": only lost stages were redone; "rollback": all were; "keep": nothing was lost."""
-    base: int
-    """The version at which the run goes on."""
-    silent_s: float
-    """From the last word of the lost device to the opening: what detection took, at most."""
-    fenced_s: float
-    """Until everyone had stopped and reported."""
-    planned_s: float
-    """Until it was decided who takes what."""
-    installed_s: float
-    """Until everyone was ready: state moved, programs loaded, steps replayed."""
-    first_step_s: float
-    """Until the next step was committed."""
-    replayed_steps: int
-    """Steps that only the lost stages ran a second time."""
-    redone_steps: int
-    """Committed steps that everyone runs a second time."""
-    take_overs: tuple[TakeOver, ...] = ()
-    plan: PipelinePlan | None = field(default=None, repr=False)
-    """From here on."""
-
-    @property
-    def total_s(self) -> float:
-        """From the last word of the lost device to the next committed step."""
-        return self.silent_s + self.fenced_s + self.planned_s + self.installed_s + self.first_step_s
-
-    def line(self) -> str:
-        """For people: one line."""
-        who = f"lost {', '.join(self.lost)}" if self.lost else self.reason
-        redo = (
-            f"all redo {self.redone_steps} steps" if self.how == "rollback"
-            else f"{self.replayed_steps} steps replayed"
-        )  # fmt: skip
-        moved = sum(t.moved_bytes for t in self.take_overs)
-        compiled_s = sum(t.compiled_s for t in self.take_overs)
-        return (
-            f"{who}: {self.choice}; {self.how} from version {self.base}, {redo};"
-            f" {self.total_s:.2f} s to the next step (noticed {self.silent_s:.2f},"
-            f" fenced {self.fenced_s:.2f}, planned {self.planned_s:.2f},"
-            f" installed {self.installed_s:.2f}, of it compiled {compiled_s:.2f}; first step"
-            f" {self.first_step_s:.2f}), {moved / 1e6:.1f} MB moved"
-        )
-
-
 @dataclass(slots=True)
 class RecoveryClock:
     """Times the parts of each recovery as the coordinator's machine goes through them."""
@@ -147,7 +71,7 @@ class RecoveryClock:
     _loads: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _recovered: ev.Recovered | None = None
     _decided: Decision | None = None
-    _before: tuple[str, ...] = ()
+    _before: PipelinePlan | None = None
     _plan: PipelinePlan | None = None
 
     def heard(self, device: str) -> None:
@@ -163,8 +87,8 @@ class RecoveryClock:
         match action:
             case ev.Announce(news=ev.EpochOpened() as news):
                 if not self._opened:
-                    self._times = {"opened": now_s}
-                    self._before = state.plan.devices
+                    self._times = {"opened": now_s, "opened_at": time.time()}
+                    self._before = state.plan
                     gone = [now_s - self.heard_s.get(device, now_s) for device in news.lost]
                     self._silent_s = max(gone, default=0.0)
                 self._opened.append(news)
@@ -189,6 +113,8 @@ class RecoveryClock:
         overs = tuple(self._take_overs(decided))
         event = RecoveryEvent(
             epoch=recovered.epoch,
+            at_s=times.get("opened_at", time.time()),
+            opened_s=at[0],
             lost=lost,
             reason=self._opened[0].reason if self._opened else "",
             choice=recovered.reason,
@@ -217,15 +143,21 @@ class RecoveryClock:
             device = str(stage.device)
             figures = self._loads.get(device, {})
             source = next((str(s.device) for s in action.sources), "coordinator")
-            same_cuts = len(self._before) == len(decided.plan.stages)
+            layers = (stage.first_layer, stage.last_layer)
             yield TakeOver(
                 stage=index,
-                layers=(stage.first_layer, stage.last_layer),
+                layers=layers,
                 device=device,
-                before=str(self._before[index]) if same_cuts else "",
+                before=self._owner_before(layers),
+                was_spare=self._before is not None and device not in self._before.devices,
                 from_version=decided.base if action.version is None else action.version,
                 source=source,
                 compiled_s=float(figures.get("compiled_s", 0.0)),
                 loaded_s=float(figures.get("loaded_s", 0.0)),
                 moved_bytes=int(figures.get("moved_bytes", 0)),
             )
+
+    def _owner_before(self, layers: tuple[int, int]) -> str:
+        stages = self._before.stages if self._before is not None else ()
+        mine = (s.device for s in stages if (s.first_layer, s.last_layer) == layers)
+        return str(next(mine, ""))

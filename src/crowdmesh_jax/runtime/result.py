@@ -128,15 +128,15 @@ class TrainResult:
     metrics: Mapping[str, np.ndarray] = field(repr=False)
     """Per metric one mean per step of this call."""
     plan: PipelinePlan
-    """The plan that ran."""
+    """The plan that the run began with; after a recovery see `recoveries[-1].plan`."""
     prediction: Prediction | None = field(repr=False)
     """From profile figures, before the run; None where the plan came without a profile."""
     predicted_step_s: float
     """Seconds, from stage times that each device measured alone just before the run; NaN with
     `measure=False`."""
     measured_step_s: float
-    """Seconds, the median from commit to commit after the first steps; NaN
-    where only one was made."""
+    """Seconds, the median from commit to commit after the first steps; NaN where only one was
+    made. Of a run that was recovered: under the plan that it began with, as predicted."""
     first_step: int = 0
     """The version that the run was resumed from; 0: it began anew."""
     evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict, repr=False)

@@ -112,6 +112,8 @@ class Session:
         self.losses: list[float] = []
         self.metrics: dict[str, list[float]] = {}
         self.step_times: list[float] = []
+        self.planned_times: int | None = None
+        """How many of them are of the plan that the run began with; None: all."""
         self.timeline: Timeline | None = None
         self.memory: dict[str, MemoryReport] = {}
         self.trace = TraceWriter(self.plan)
@@ -199,7 +201,8 @@ class Session:
                     manifests = [bundle.manifest for bundle in self.bundles]
                     folder.write_memory(memory_table(self.plan, manifests, self.memory))
         trained = assemble(job, inputs_spec, final.arrays)
-        measured = self.step_times[WARMUP_STEPS:] or self.step_times
+        planned = self.step_times[: self.planned_times] or self.step_times
+        measured = planned[WARMUP_STEPS:] or planned
         return TrainResult(
             losses=np.asarray(self.losses, np.float32),
             params=trained.params,
@@ -240,6 +243,7 @@ class Session:
                 "evaluate": self._evaluation_config(),
                 "keep_best": None if self.rule is None else [self.rule.metric, self.rule.mode],
                 "resumed_at": self.base or None,
+                "recovery": self.recovery,
             },
             "notes": self.notes,
             "crowd": self.crew.crowd,
@@ -344,7 +348,7 @@ class Session:
                     self.plan, manifests, self.crew.crowd, seconds, self.prediction
                 )
                 self.folder.write_prediction(prediction)
-                self.trace.predicted = self.timeline
+                self.trace.predict(self.timeline)
                 self._warn_if_planned_short(self.timeline.step_s)
                 self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
             case ev.StepShown():
@@ -363,11 +367,15 @@ class Session:
 
     def _show_recovery(self, event: RecoveryEvent) -> None:
         self.recoveries.append(event)
+        self.folder.add_recovery(event)
+        self.trace.recovered(event)
         logger.info("%s", event.line())
         if event.plan is not None and event.plan != self.plan:
+            if self.planned_times is None:
+                self.planned_times = max(0, len(self.step_times) - 1)  # the last holds the loss
             self.plan = event.plan
             self.bundles = self.outfitter.bundles(event.plan)
-            self.trace.replan(event.plan)
+            self.trace.replan(event.plan, event.opened_s)
         self.tell(event)
 
     def _warn_if_planned_short(self, timed_s: float) -> None:

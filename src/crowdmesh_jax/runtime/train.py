@@ -60,7 +60,8 @@ def train(
     """Trains a model over the devices of a crowd.
 
     Args:
-        crowd: A crowd, whose agents are launched for this run, or a `Crew` from `launch`.
+        crowd: A crowd, whose agents are launched for this run, or a `Crew` from `launch`; one that
+            is not started yet is started here, and stays the caller's to close.
         data: `batch(step)` gives the step's inputs and targets, `job.batch_size` rows each.
         steps: Updates to make in all; with `resume`, those made before count.
         plan: Who runs which layers; "auto" profiles the job and asks `solver`. What `solve`
@@ -138,9 +139,11 @@ def train(
             crew.check_alive()
             if crew.is_joined and taken_up is None:
                 crew.await_hellos()
+            is_own = not (crew.is_started or crew.is_joined)
         else:
             crew = Crew(crowd, transport=transport)
             stack.callback(crew.close)
+            is_own = True
         prediction = None
         if taken_up is not None:
             plan = taken_up.plan
@@ -168,8 +171,8 @@ def train(
             folder = RunFolder.create(runs_dir, name)
             events = stack.enter_context(folder.events())
         try:
-            if crew is not crowd:
-                crew.log_dir = folder.path / "logs"
+            if is_own:
+                crew.log_dir = crew.log_dir or folder.path / "logs"
                 crew.spawn()  # they import JAX while this process exports
             bundles = build_bundles(job, plan, inputs_spec, targets_spec)
             known = [(plan, bundles)]
@@ -180,7 +183,7 @@ def train(
             if is_new:  # no run has been
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
-        if crew is not crowd:
+        if is_own:
             tell(PhaseEvent(phase="launch", detail=crew.emulation.describe()))
             crew.await_hellos()
         session = Session(
