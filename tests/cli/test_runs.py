@@ -15,7 +15,7 @@ import pytest
 
 from crowdmesh_jax.cli import main
 from crowdmesh_jax.core import PipelinePlan, to_json
-from crowdmesh_jax.record import load_checkpoint, read_journal
+from crowdmesh_jax.record import load_checkpoint, read_journal, trace_events
 
 
 @pytest.fixture
@@ -190,6 +190,12 @@ def test_the_demo_kills_a_process_and_ends_where_an_undisturbed_run_does(folder)
     assert re.search(r"bit-equal    40 losses and 495,871 numbers .*; last loss", done.stdout)
     (line,) = read_journal(folder / "runs" / "mine" / "recoveries.jsonl")
     assert line["lost"] == [killed[1]]
+    trace = json.loads((folder / "runs" / "mine" / "trace.json").read_text())
+    events = trace_events(trace)
+    assert {e.device for e in events if e.kind.startswith("replayed_")} == {"device-4"}
+    assert [e.kind for e in events if e.device == "recovery"] == [
+        "noticed", "fenced", "planned", "installed", "first_step",
+    ]  # fmt: skip
     assert [over["before"] for over in line["take_overs"]] == [killed[1]]
     devices = [stage["device"] for stage in line["plan"]["stages"]]
     assert "device-4" in devices

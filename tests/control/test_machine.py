@@ -37,7 +37,7 @@ class Policy:
     def running(self, **changes: Any) -> list[Any]:
         fields: dict[str, Any] = {
             "epoch": 1, "plan": self.plan, "party": self.party, "step": 0, "steps": 1000,
-            "holders": ring_holders(self.plan, self.party, copies=1),
+            "keys": KEYS, "holders": ring_holders(self.plan, self.party, copies=1),
         }  # fmt: skip
         return self.tell(control.Running(**{**fields, **changes}))
 
@@ -158,6 +158,15 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     assert "d1 hands stage 1 over to s1 (it holds a copy)" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
+
+
+def test_a_hand_over_waits_for_the_compiler_while_there_is_time():
+    policy = Policy()
+    policy.running()
+    policy.tell(control.Departing(device="d1", leaves_in_s=3.0))
+    assert policy.tell(control.Tick(), 1.5) == [], "1.5 s are left, and nobody has its programs"
+    (ask,) = policy.tell(control.Tick(), 0.6)
+    assert isinstance(ask, control.AskChange), "better compiled there than lost"
 
 
 def test_who_is_leaving_takes_nothing_over():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from crowdmesh_jax.core import (
@@ -16,7 +17,15 @@ from crowdmesh_jax.core import (
     evaluate,
     schedule_for,
 )
-from crowdmesh_jax.record import RunFolder, RunPrediction, TraceEvent, chrome_trace
+from crowdmesh_jax.record import (
+    RECOVERY_ROW,
+    RecoveryEvent,
+    RunFolder,
+    RunPrediction,
+    TakeOver,
+    TraceEvent,
+    chrome_trace,
+)
 from crowdmesh_jax.report.steps import predicted_step
 
 BEGIN_S = 1.7e9
@@ -64,6 +73,60 @@ def measured_events(steps: int, *, slower: float = 1.25) -> list[TraceEvent]:
     return events
 
 
+def recovery(base: int, **fields: object) -> RecoveryEvent:
+    """ "slow" was lost in step `base`; "spare" took its layers and replayed two steps."""
+    over = TakeOver(
+        stage=1, layers=(2, 3), device="spare", before="slow", was_spare=True,
+        from_version=base - 2, source="spare", compiled_s=0.25, loaded_s=0.3, moved_bytes=4000,
+    )  # fmt: skip
+    usual = {
+        "epoch": 2, "at_s": BEGIN_S + 1.0, "opened_s": 50.0, "lost": ("slow",),
+        "reason": "slow was lost: killed by signal 9", "choice": "spare takes stage 1",
+        "how": "replay", "base": base, "silent_s": 0.06, "fenced_s": 0.01, "planned_s": 0.02,
+        "installed_s": 0.4, "first_step_s": 0.11, "replayed_steps": 2, "redone_steps": 0,
+        "take_overs": (over,),
+        "plan": PipelinePlan.even(4, ("fast", "spare"), microbatches=3),
+    }  # fmt: skip
+    return RecoveryEvent(**{**usual, **fields})
+
+
+def disturbed_events(steps: int, event: RecoveryEvent) -> list[TraceEvent]:
+    """`measured_events` with a recovery in them, and what was void and replayed."""
+    calm = measured_events(steps)
+    lost_s = max(e.end_s for e in calm if e.step < event.base) + 0.001
+    shift_s = lost_s - event.spans[0][1]
+    gap_s = event.total_s - event.first_step_s
+    found = [e for e in calm if e.step < event.base]
+    for e in calm:
+        if e.step >= event.base:
+            names = {"slow": "spare"}
+            found.append(
+                dataclasses.replace(
+                    e, device=names.get(e.device, e.device), peer=names.get(e.peer, e.peer),
+                    start_s=e.start_s + gap_s + 0.2, end_s=e.end_s + gap_s + 0.2,
+                )
+            )  # fmt: skip
+    found.append(
+        TraceEvent(
+            device="fast", kind="dropped_forward", step=event.base, microbatch=0,
+            start_s=lost_s, end_s=lost_s + 0.01,
+        )
+    )  # fmt: skip
+    replayed_s = lost_s + gap_s - 0.2
+    common = {"device": "spare", "step": event.base - 1, "microbatch": 0}
+    found.append(
+        TraceEvent(kind="replayed_forward", start_s=replayed_s, end_s=replayed_s + 0.05, **common)
+    )
+    for kind, start_s, end_s in event.spans:
+        found.append(
+            TraceEvent(
+                device=RECOVERY_ROW, kind=kind, step=event.base, label=f"epoch {event.epoch}",
+                start_s=start_s + shift_s, end_s=end_s + shift_s,
+            )
+        )  # fmt: skip
+    return found
+
+
 def make_run(
     root: Path,
     name: str = "mine",
@@ -74,11 +137,13 @@ def make_run(
     evaluate_every: int = 0,
     has_memory: bool = False,
     learning_rate: float = 0.1,
+    lost_at: int | None = None,
 ) -> RunFolder:
     """A run's folder.
 
     Args:
         end: "finish", "halt" or None: the journal just stops.
+        lost_at: In this step "slow" was lost, and "spare" took over.
     """
     folder = RunFolder.create(root, name)
     folder.write_config(
@@ -105,11 +170,25 @@ def make_run(
         record("MembersMeasured", seconds={"fast": {"forward": 0.010, "update": 0.004}})
         record("Resumed", epoch=1)
         for step in range(steps):
+            if step == lost_at:
+                event = recovery(step)
+                folder.add_recovery(event)
+                record("Epoch", epoch=2, lost=["slow"], reason=event.reason)
+                record("Decision", epoch=2, base=step, plan=event.plan, steps=steps, reason="why")
+                record("Resumed", epoch=2)
+                at_s += event.total_s
             at_s += 1.25 * TIMELINE.step_s
             loss = 2.0 / (1 + step)
             verdict = {"is_finite": True, "skip": False}
             record("StepCommitted", step=step, verdict=verdict, values={"loss": loss})
             row = {"step": step, "loss": loss, "step_s": 1.25 * TIMELINE.step_s if step else None}
+            if step == lost_at:
+                row["step_s"] = 1.25 * TIMELINE.step_s + event.total_s
+            elif lost_at is not None and step > lost_at:
+                row["step_s"] = 2 * 1.25 * TIMELINE.step_s
+            if lost_at is not None and (step + 1) % 4 == 0:
+                holders = [{"first_layer": 0, "last_layer": 1, "devices": ["fast", "spare"]}]
+                record("Wave", epoch=1, version=step + 1, ledger=holders)
             metrics.append({**row, "accuracy": 0.5 + step / 100})
             if evaluate_every and (step + 1) % evaluate_every == 0:
                 found = {"loss": loss * 1.1, "accuracy": 0.9}
@@ -125,5 +204,10 @@ def make_run(
         figures = {"predicted_bytes": 9_000_000, "idle_bytes": 70_000_000, "peak_bytes": 80_000_000}
         folder.write_memory(dict.fromkeys(DEVICES, figures))
     if has_trace:
-        folder.write_trace(chrome_trace(measured_events(steps), devices=DEVICES))
+        events = (
+            measured_events(steps)
+            if lost_at is None
+            else disturbed_events(steps, recovery(lost_at))
+        )
+        folder.write_trace(chrome_trace(events, devices=DEVICES))
     return folder

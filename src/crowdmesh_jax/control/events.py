@@ -56,6 +56,8 @@ class Running:
     party: tuple[str, ...]
     """All its members, in a fixed order."""
     holders: tuple[LayerHolders, ...]
+    keys: tuple[str, ...]
+    """Per stage of the plan, the name of what a device must have ready to run it."""
     step: int
     steps: int
 

@@ -122,8 +122,16 @@ def _hand_over_when_due(turn: _Turn) -> None:
     for index, stage in enumerate(stages):
         if stage.device not in due or not idle:
             continue
-        holds = _holders_of(state.holders, stage.first_layer)
-        best = min(idle, key=lambda d: (d not in holds, not state.ready.get(d), idle.index(d)))
+        holds, key = _holders_of(state.holders, stage.first_layer), state.keys[index]
+
+        def rank(device: str, holds: Any = holds, key: str = key) -> tuple[bool, bool, int]:
+            is_ready = key in state.ready.get(device, ())
+            return not is_ready, device not in holds, idle.index(device)
+
+        best = min(idle, key=rank)
+        left_s = state.departing[stage.device] - turn.now_s
+        if rank(best)[0] and left_s > state.terms.lead_s / 2:
+            continue  # it compiles: there is time for that
         idle.remove(best)
         why = "it holds a copy" if best in holds else "it is idle"
         words.append(f"{stage.device} hands stage {index} over to {best} ({why}) before it leaves")
@@ -147,6 +155,7 @@ def _on_running(turn: _Turn, event: ev.Running) -> None:
         epoch=event.epoch,
         party=event.party,
         holders=event.holders,
+        keys=event.keys,
         present=tuple(sorted({*turn.state.present, *event.party})),
         is_running=True,
         step=event.step,

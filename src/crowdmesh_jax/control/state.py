@@ -51,6 +51,8 @@ class ControlState:
     epoch: int = 0
     party: tuple[str, ...] = ()
     holders: tuple[LayerHolders, ...] = ()
+    keys: tuple[str, ...] = ()
+    """Per stage of the plan, what a device must have ready to run it."""
     present: tuple[str, ...] = ()
     """Devices that are here, members or not."""
     joined_s: float | None = None

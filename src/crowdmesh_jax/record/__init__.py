@@ -6,9 +6,10 @@ from .folder import RunFolder
 from .journal import Journal, journal_writer, read_journal, read_sound_records
 from .prediction import RunPrediction
 from .recovery import RecoveryEvent, TakeOver
-from .trace import TraceEvent, chrome_trace, timeline_events, trace_events
+from .trace import RECOVERY_ROW, TraceEvent, chrome_trace, timeline_events, trace_events
 
 __all__ = [
+    "RECOVERY_ROW",
     "Checkpoint",
     "Journal",
     "RecoveryEvent",

@@ -102,6 +102,11 @@ class RecoveryEvent:
         return max((over.compiled_s for over in self.take_overs), default=0.0)
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Who has the stages from here on, in their order."""
+        return tuple(map(str, self.plan.devices)) if self.plan is not None else ()
+
+    @property
     def spans(self) -> tuple[tuple[str, float, float], ...]:
         """(what, start, end) of its parts, on the clock of op times, without a gap."""
         at_s = self.opened_s - self.silent_s

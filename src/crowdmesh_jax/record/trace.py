@@ -21,6 +21,8 @@ COMPUTE = ("forward", "backward", "update")
 TRANSFER = ("send", "receive")
 ACTIVATIONS, GRADIENTS = "activations", "gradients"
 """Labels of transfers between stages."""
+RECOVERY_ROW = "recovery"
+"""Stands for a device in the trace: the parts of each recovery, see `RecoveryEvent.spans`."""
 SHORTEST_NS = 1
 """Slices without length are not drawn and no arrow can start at them."""
 

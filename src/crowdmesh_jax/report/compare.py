@@ -16,7 +16,8 @@ from .figures import (
     shares_chart,
     step_time_chart,
 )
-from .page import badge, describe, document, figure, notices, plan_html, table
+from .html import document, figure, table
+from .page import badge, describe, notices, plan_html
 from .reading import RunView
 from .steps import DeviceShares
 

@@ -23,6 +23,7 @@ from .charts import (
     thinned,
 )
 from .reading import DeviceMemory, RunView
+from .recovered import recovery_chart, recovery_gantts
 from .steps import (
     SHARES,
     TRANSFERS,
@@ -31,6 +32,7 @@ from .steps import (
     Window,
     cut_uses,
     device_shares,
+    eras,
     median_window,
     predicted_shares,
     predicted_step,
@@ -65,8 +67,13 @@ MEMORY_TERMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFigures:
-    """What the trace says of steps; empty where there is none."""
+    """What the trace says of steps; empty where there is none.
 
+    Of a run that lost a device: of the stretch before, unless that holds no whole step.
+    """
+
+    plan: PipelinePlan | None
+    """The one in force then."""
     window: Window | None
     """The step that is drawn."""
     events: tuple[TraceEvent, ...]
@@ -91,19 +98,28 @@ def step_figures(view: RunView, step: int | None = None) -> StepFigures:
     """
     plan = view.plan
     measured = tuple(event for event in view.events if not event.predicted)
-    found = windows(plan, measured) if plan else ()
+    stretches = eras(plan, view.recoveries, measured) if plan else ()
+    whole = [windows(era.plan, era.of(measured)) for era in stretches]
+    if step is None:
+        number = next((i for i, found in enumerate(whole) if found), 0)
+    else:
+        number = next((i for i, ws in enumerate(whole) if any(w.step == step for w in ws)), 0)
+    found: Sequence[Window] = ()
+    if stretches:
+        found, plan = whole[number], stretches[number].plan
+        measured = stretches[number].of(measured)
     window = median_window(found)
     if step is not None:
         window = next((w for w in found if w.step == step), None)
         if window is None:
-            held = ", ".join(str(w.step) for w in found) or "none"
+            held = ", ".join(str(w.step) for ws in whole for w in ws) or "none"
             raise RecordError(
                 f"{view.path}: its trace does not hold step {step} whole; it holds {held}"
             )
     late = [w for w in found if w.step >= 2] or list(found)
     predicted: tuple[TraceEvent, ...] = ()
     shares: tuple[DeviceShares, ...] = ()
-    if plan and view.prediction and view.timeline:
+    if plan and plan == view.plan and view.prediction and view.timeline:
         shares = predicted_shares(plan, view.prediction, view.timeline)
         if window:
             predicted = predicted_step(
@@ -112,6 +128,7 @@ def step_figures(view: RunView, step: int | None = None) -> StepFigures:
     elif window:  # a run of an older release: the trace alone holds what was predicted
         predicted = tuple(e for e in view.events if e.predicted and e.step == window.step)
     return StepFigures(
+        plan=plan,
         window=window,
         events=measured,
         predicted=predicted,
@@ -227,7 +244,7 @@ def _letter(index: int) -> str:
 
 def gantt_chart(view: RunView, figures: StepFigures, name: str = "gantt") -> BarChart | None:
     """The drawn step, a row per device measured and one predicted; None: no step was kept whole."""
-    plan, window = view.plan, figures.window
+    plan, window = figures.plan, figures.window
     if plan is None or window is None:
         return None
     mine = [e for e in figures.events if e.step == window.step]
@@ -445,6 +462,8 @@ def all_charts(view: RunView, figures: StepFigures) -> tuple[Chart, ...]:
         loss_chart([view]),
         *metric_charts([view]),
         step_time_chart([view]),
+        recovery_chart(view),
+        *recovery_gantts(view),
         gantt_chart(view, figures),
         shares_chart(sides),
         memory_chart(view),

@@ -1,18 +1,12 @@
-"""The page: one self-contained HTML file, readable without its script, on paper and on a phone.
-
-Knows how values become HTML; what they mean is said where they are computed.
-"""
+"""The page of a run: which sections, which words. What values mean is said elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
-from .. import __version__
 from ..core import Crowd, Device, PipelinePlan
 from . import units
-from .charts import Chart
 from .figures import (
     StepFigures,
     gantt_chart,
@@ -24,9 +18,10 @@ from .figures import (
     stage_layers,
     step_time_chart,
 )
+from .html import document, figure, table, tiles
 from .reading import RunView, Status
+from .recovered import recovery_chart, recovery_gantts
 from .story import Entry, tell
-from .svg import NARROW, WIDE, draw
 
 STATES = {
     "finished": ("finished", "good"),
@@ -35,66 +30,6 @@ STATES = {
     "killed": ("killed", "bad"),
 }
 MANY_ENTRIES = 60
-
-
-def document(title: str, top: str, sections: Iterable[tuple[str, str, str]]) -> str:
-    """A whole page.
-
-    Args:
-        top: HTML of the head of the page, before the contents.
-        sections: (anchor, heading, HTML); empty ones are left out.
-    """
-    assets = resources.files(__name__.rpartition(".")[0]) / "assets"
-    style = (assets / "report.css").read_text(encoding="utf-8")
-    script = (assets / "report.js").read_text(encoding="utf-8")
-    kept = [(anchor, heading, body) for anchor, heading, body in sections if body]
-    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in kept[1:])
-    bodies = "".join(
-        f'<section id="{anchor}" class="{"long" if anchor == "events" else ""}">'
-        f"<h2>{escape(heading)}</h2>{body}</section>"
-        for anchor, heading, body in kept
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>\n{style}</style>'
-        f'</head><body><header class="top">{top}<nav class="contents">{links}</nav></header>'
-        f"<main>{bodies}<footer>crowdmesh_jax {__version__}. This page loads nothing from the"
-        f" network.</footer></main><script>\n{script}</script></body></html>\n"
-    )
-
-
-def figure(chart: Chart | None) -> str:
-    """A chart at both widths; the style sheet shows the one that fits."""
-    return f"<figure>{draw(chart, WIDE)}{draw(chart, NARROW)}</figure>" if chart else ""
-
-
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[int] = (0,)
-) -> str:
-    """A table; cells are HTML. Columns whose index is in `left` hold words, others numbers."""
-
-    def cells(kind: str, row: Sequence[str]) -> str:
-        styles = ("name" if i == 0 else "words" if i in left else "num" for i in range(len(row)))
-        parts = zip(styles, row, strict=True)
-        return "".join(f'<{kind} class="{style}">{cell}</{kind}>' for style, cell in parts)
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    head = cells("th", [escape(column) for column in columns])
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
-    )
-
-
-def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
-    """(what, figure, remark) in a grid."""
-    made = "".join(
-        f'<div class="tile"><span>{escape(what)}</span><b>{escape(value)}</b>'
-        f"<span>{escape(remark) or '&nbsp;'}</span></div>"
-        for what, value, remark in figures
-    )
-    return f'<div class="tiles">{made}</div>'
 
 
 # One run -----------------------------------------------------------------------------------------
@@ -115,6 +50,7 @@ def run_page(view: RunView, figures: StepFigures) -> str:
         ("summary", "Summary", tiles(key_figures(view))),
         ("loss", "Loss and metrics", _curves(view)),
         ("step-time", "Step time", _step_time(view)),
+        ("recovery", "Recovery", _recovery(view)),
         ("gantt", "One step", _gantt(view, figures)),
         ("shares", "Where the time goes", _shares(figures, figure(shares_chart(shares)))),
         ("links", "Links", _links(view, figures)),
@@ -210,6 +146,11 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
             )
     of = f"of {view.steps_planned}" if view.steps_planned else ""
     found.append(("steps", str(view.committed), of))
+    if view.recoveries:
+        lost = [device for event in view.recoveries for device in event.lost]
+        longest_s = max(event.total_s for event in view.recoveries)
+        found.append(("recoveries", str(len(view.recoveries)), f"{len(lost)} devices lost"))
+        found.append(("longest recovery", units.seconds(longest_s), "last word to next step"))
     times = [r["at_s"] for r in view.records if isinstance(r.get("at_s"), float)]
     if len(times) > 1:
         found.append(("duration", units.seconds(times[-1] - times[0]), "first to last record"))
@@ -240,7 +181,51 @@ def _step_time(view: RunView) -> str:
         )
     if planned is not None:
         text += f" The solver, from its profile, thought of {units.seconds(planned)}."
+    if view.recoveries:
+        text += (
+            " The median is of the steps before the first recovery; the highest points are those"
+        )
+        text += " that a recovery lengthened."
     return f'<p class="lead">{text}</p>{figure(chart)}'
+
+
+def _recovery(view: RunView) -> str:
+    if not view.recoveries:
+        return ""
+    begin_s = next((r["at_s"] for r in view.records if isinstance(r.get("at_s"), float)), None)
+    rows, told = [], []
+    for event in view.recoveries:
+        since_s = None if begin_s is None else event.at_s - begin_s
+        at = "" if since_s is None else f"+{units.clock(since_s)}"
+        chain = " \N{RIGHTWARDS ARROW} ".join(event.devices)
+        text = f"{event.story()}. From here on: {chain}"
+        told.append(f'<li class="bad"><time>{at}</time><i></i><div>{escape(text)}</div></li>')
+        seconds = (
+            event.total_s, event.silent_s, event.fenced_s, event.planned_s, event.installed_s,
+            event.compiled_s, event.first_step_s,
+        )  # fmt: skip
+        rows.append(
+            (
+                escape(", ".join(event.lost) or "nobody"),
+                *(units.seconds(value_s) for value_s in seconds),
+                units.size(event.moved_bytes),
+                str(event.replayed_steps),
+                str(event.redone_steps),
+            )
+        )
+    columns = (
+        "lost", "in all", "noticed", "stopped", "decided", "ready again", "of it compiling",
+        "first step", "moved", "steps replayed", "redone by all",
+    )  # fmt: skip
+    lead = (
+        "From the last word of the lost device to the next committed step. Replayed steps were run"
+        " a second time by who took over, alone; steps redone were run again by everyone."
+    )
+    gantts = "".join(f"<h3>{escape(c.title)}</h3>{figure(c)}" for c in recovery_gantts(view))
+    return (
+        f'<p class="lead">{lead}</p><ol class="story">{"".join(told)}</ol>'
+        f"{figure(recovery_chart(view))}{table(columns, rows)}{gantts}"
+    )
 
 
 def _gantt(view: RunView, figures: StepFigures) -> str:
@@ -252,6 +237,8 @@ def _gantt(view: RunView, figures: StepFigures) -> str:
         f"Step {figures.window.step}, of {figures.kept_steps} whole ones in the trace the one of"
         f" median length ({units.seconds(figures.window.length_s)}). Numbers are microbatches."
     )
+    if view.recoveries:
+        what += " Kept steps are those before the first recovery, where there are any."
     hint = (
         '<p class="hint">Point at a bar for its time; drag across to zoom, double-click to see all'
         " again.</p>"
@@ -429,6 +416,8 @@ sent, and not yet received whole.</dd>
 own time, or a core that was busy with something else. Predictions know none.</dd>
 <dt>bubble</dt><dd>No op runs, and nobody has sent yet what the next one needs: a frame, or the
 commit.</dd>
+<dt>void, done again</dt><dd>Work on a step that was not committed when a device was lost; everyone
+runs that step anew.</dd>
 <dt>in use</dt><dd>Share of the steps in which at least one frame was on its way over the link in
 that direction.</dd>
 <dt>memory</dt><dd>Measured: the peak of the agent's process less what it held idle. Predicted: its

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ..core import Crowd, PipelinePlan, Timeline, values
 from ..errors import CrowdMeshError, RecordError
 from ..record import (
+    RecoveryEvent,
     RunFolder,
     RunPrediction,
     TraceEvent,
@@ -100,6 +101,8 @@ class RunView:
     """Seconds per device and program, measured alone."""
     memory: Mapping[str, DeviceMemory]
     """Per device; empty where the run did not measure it."""
+    recoveries: tuple[RecoveryEvent, ...]
+    """In order, those of former starts of a resumed run, too."""
     events: tuple[TraceEvent, ...]
     problems: tuple[str, ...]
 
@@ -111,8 +114,13 @@ class RunView:
 
     @property
     def measured_step_s(self) -> float | None:
-        """Median time from commit to commit, after the first steps."""
-        times = [row.step_s for row in self.rows if row.step_s is not None]
+        """Median time from commit to commit, after the first steps.
+
+        Of a run that lost a device: of the steps before, which are what was predicted.
+        """
+        before = [event.base for event in self.recoveries if event.take_overs]
+        rows = [row for row in self.rows if row.step < before[0]] if before else self.rows
+        times = [row.step_s for row in rows or self.rows if row.step_s is not None]
         times = times[WARMUP_STEPS:] or times
         return statistics.median(times) if times else None
 
@@ -161,6 +169,7 @@ def read_run(path: str | Path) -> RunView:
         records=tuple(records),
         programs_s=_seconds(measured[-1].get("seconds")) if measured else {},
         memory=_memory(folder, problems),
+        recoveries=_recoveries(folder, problems),
         events=_trace(folder, problems),
         problems=tuple(problems),
     )
@@ -318,6 +327,20 @@ def _memory(folder: RunFolder, problems: list[str]) -> dict[str, DeviceMemory]:
         for device, row in table.items()
         if "peak_bytes" in row and "idle_bytes" in row
     }
+
+
+def _recoveries(folder: RunFolder, problems: list[str]) -> tuple[RecoveryEvent, ...]:
+    path = folder.recoveries_path
+    if not path.exists():
+        return ()  # there was none
+    found = []
+    for line in _records(path, problems):
+        plain = {name: value for name, value in line.items() if name != "seq"}
+        try:
+            found.append(values.from_plain(RecoveryEvent, plain, path.name))
+        except CrowdMeshError as exc:
+            problems.append(exc.message)
+    return tuple(found)
 
 
 def _trace(folder: RunFolder, problems: list[str]) -> tuple[TraceEvent, ...]:

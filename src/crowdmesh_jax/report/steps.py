@@ -16,13 +16,14 @@ Knows nothing of pictures.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core import PipelinePlan, Timeline
-from ..record import RunPrediction, TraceEvent, timeline_events
+from ..record import RECOVERY_ROW, RecoveryEvent, RunPrediction, TraceEvent, timeline_events
 from .reading import WARMUP_STEPS
 
 ACTIVATIONS, GRADIENTS = "activations", "gradients"
@@ -41,6 +42,19 @@ class Window:
     @property
     def length_s(self) -> float:
         return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Era:
+    """A stretch of the trace under one plan, undisturbed by a recovery."""
+
+    plan: PipelinePlan
+    start_s: float
+    end_s: float
+
+    def of(self, events: Iterable[TraceEvent]) -> tuple[TraceEvent, ...]:
+        """The events that began in it."""
+        return tuple(e for e in events if self.start_s <= e.start_s < self.end_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +79,35 @@ class CutUse:
     """Median per microbatch, from the first byte sent to the last one received."""
     busy_share: float
     """Of the windows, in which at least one transfer was under way."""
+
+
+def recovery_places(events: Iterable[TraceEvent]) -> dict[str, tuple[float, float]]:
+    """When recoveries began and ended on the trace's clock, by "epoch N"."""
+    places: dict[str, tuple[float, float]] = {}
+    for event in events:
+        if event.device == RECOVERY_ROW:
+            start_s, end_s = places.get(event.label, (event.start_s, event.end_s))
+            places[event.label] = min(start_s, event.start_s), max(end_s, event.end_s)
+    return places
+
+
+def eras(
+    plan: PipelinePlan, recoveries: Iterable[RecoveryEvent], events: Iterable[TraceEvent]
+) -> tuple[Era, ...]:
+    """The trace before, between and after its recoveries.
+
+    Args:
+        plan: The one that the trace begins with.
+    """
+    places = recovery_places(events)
+    found, start_s = [], -math.inf
+    for recovery in recoveries:
+        place = places.get(f"epoch {recovery.epoch}")
+        if place is None:
+            continue  # of a former start of this run
+        found.append(Era(plan=plan, start_s=start_s, end_s=place[0]))
+        plan, start_s = recovery.plan or plan, place[1]
+    return (*found, Era(plan=plan, start_s=start_s, end_s=math.inf))
 
 
 def windows(plan: PipelinePlan, events: Iterable[TraceEvent]) -> tuple[Window, ...]:

@@ -116,8 +116,10 @@ class PolicyBody:
 
     def running(self, state: CoordinatorState) -> None:
         """An epoch runs."""
+        stages = range(len(state.plan.stages))
         self.tell(
             control.Running(
+                keys=tuple(self._outfitter.key(state.plan, stage) for stage in stages),
                 epoch=state.epoch,
                 plan=state.plan,
                 party=tuple(str(device) for device in state.party),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..core import OpKind, PipelinePlan, Timeline
-from ..record import RecoveryEvent, TraceEvent, chrome_trace
+from ..record import RECOVERY_ROW, RecoveryEvent, TraceEvent, chrome_trace
 from .result import DeviceEvent
 from .run import Span
 
@@ -23,7 +23,6 @@ KEPT_LAST = 24
 KEPT_ROUND = 2
 """Steps in the trace before and after those that a recovery ran again."""
 MOST_PINNED = 64
-RECOVERY_ROW = "recovery"
 RECEIVES = {"receive_forward": "activations", "receive_backward": "gradients"}
 
 
