@@ -283,7 +283,6 @@ def test_changes_among_faults(seed):
     Chaos(seed, faults=4, kinds=(*FAULTS, *CHANGES, *CHANGES), spares=3).run(events=80_000)
 
 
-<<<<<<< HEAD
 def test_a_last_stage_that_dies_with_its_last_loss_does_not_hold_up_the_end():
     """Found by chance: its part of the result was here, what it said of its last step was not."""
     kinds = (*FAULTS, *CHANGES, *CHANGES)
@@ -297,7 +296,8 @@ def test_a_copy_that_was_discarded_before_it_was_fetched_again_ends_no_run():
     chaos = Chaos(4592, faults=4, kinds=kinds, spares=2, copies=1)
     chaos.crowd.damage = 0.05
     chaos.run(events=150_000)
-=======
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_wave_after_a_recovery_counts_where_it_is_at_the_durable_version(seed):
     """R16: the holder that is new since the loss has a copy at once, and the next wave is asked."""
@@ -311,4 +311,3 @@ def test_the_wave_after_a_recovery_counts_where_it_is_at_the_durable_version(see
     later = [wave for wave in waves if wave.epoch == decision.epoch]
     assert later[0].version == decision.base
     assert all("d1" not in entry.devices for entry in later[0].ledger)
->>>>>>> chaos
