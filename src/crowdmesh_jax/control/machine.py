@@ -19,10 +19,10 @@ from typing import Any
 
 from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
+from ..propagation.interval import interval_steps
 from ..protocol import OwnersChoice, OwnersNeed, choose_owners
 from ..protocol.evidence import LayerHolders
 from ..protocol.owners import DeviceFacts, ring_holders
-from ..propagation.interval import interval_steps
 from . import events as ev
 from .state import ControlState
 

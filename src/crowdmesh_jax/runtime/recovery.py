@@ -15,7 +15,6 @@ from ..protocol.coordinator import CoordinatorState
 from ..protocol.decision import Decision
 from ..record import RecoveryEvent, TakeOver
 
-
 FIRST_WAVE_EVERY = 8
 MOST_LOG_STEPS = 256
 
