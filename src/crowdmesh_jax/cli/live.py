@@ -151,7 +151,8 @@ class LiveView:
         self._console.print(line, markup=False, style=style, soft_wrap=self._live is None)
 
     def _take_recovery(self, event: RecoveryEvent) -> None:
-        self._tell(f"RECOVERED  {event.story()}", "bold green")
+        what = "RECOVERED" if event.lost else "CHANGED  "
+        self._tell(f"{what}  {event.story()}", "bold green")
         self._tell(f"           {event.times()}", "green")
         for device in event.lost:
             self._gone.setdefault(device, f"lost after step {event.base}")
