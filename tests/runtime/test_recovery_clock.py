@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from support.equality import assert_bit_equal
@@ -44,3 +45,25 @@ def test_losing_a_spare_and_then_a_stage_gives_two_events_whose_parts_add_up(tmp
     assert [line["lost"] for line in lines] == [["device-3"], ["device-1"]]
     assert run.plan == plan, "the plan that it began with"
     assert stage.devices == ("device-0", "device-2")
+
+
+def test_a_part_that_never_came_takes_no_time():
+    from types import SimpleNamespace
+
+    from crowdmesh_jax.protocol import coordinator_events as ev
+    from crowdmesh_jax.protocol.decision import Decision
+    from crowdmesh_jax.runtime.recovery import RecoveryClock
+
+    plan = cm.PipelinePlan.even(2, ["device-0", "device-1"], microbatches=2)
+    decided = Decision(epoch=2, base=3, plan=plan, actions=())
+    state = SimpleNamespace(plan=plan, decided=decided)
+    clock = RecoveryClock()
+    opened = ev.EpochOpened(epoch=2, lost=(), reason="device-9 is back")
+    for news in (opened, ev.Recovered(epoch=2, base=3, redone=0, reason="")):
+        clock.saw(ev.Announce(news=news), state)
+        time.sleep(0.01)
+    event = clock.stepped()
+    assert event is not None
+    assert (event.how, event.fenced_s >= 0, event.planned_s) == ("keep", True, 0.0)
+    assert event.installed_s == 0.0
+    assert event.total_s > 0.005
