@@ -192,14 +192,9 @@ def wrap(orders: Orders) -> None:
 def step_of(message: dict[str, Any]) -> int:
     """The step or version that a message is about; one that tells none: the present one."""
     copy = message.get("copy") or {}
-    for table, name in (
-        (message, "step"),
-        (copy, "version"),
-        (message, "base"),
-        (message, "version"),
-    ):
-        if isinstance(table.get(name), int):
-            return table[name]
+    for told in (message.get("step"), copy.get("version"), message.get("base")):
+        if isinstance(told, int):
+            return told
     return AGENT[0].state.version if AGENT else 0
 
 

@@ -83,6 +83,7 @@ class Trial:
     relaunches: bool
     """Processes that died are started again at once."""
     blows: tuple[Blow, ...]
+    steps: int = STEPS
 
     @property
     def kills(self) -> int:
@@ -164,7 +165,7 @@ def _untied() -> Family:
 def job_of(name: str) -> tuple[cm.TrainingJob, cm.ArraySource]:
     """A CNN with batch statistics and dropout, or a transformer with dropout. Clipping mixes all
     layers, so that each commit carries a value; eps keeps Adam from turning rounding into steps."""
-    made = family("lenet") if name == "cnn" else _untied()
+    made = _untied() if name == "transformer" else family({"cnn": "lenet"}.get(name, name))
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2, eps=1e-4))
     inputs, targets = made.batch(64)
     return made.job(optimizer, batch_size=ROWS, seed=7), cm.ArraySource(inputs, targets, ROWS)
@@ -310,9 +311,9 @@ class Stage:
         if isinstance(event, cm.StepEvent):
             self.story.shown.append(event.step)
             blows = self.story.trial.blows
-            if self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step:
-                if self.story.trial.ships:
-                    self._arm(self._armed)
+            is_due = self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step
+            if is_due and self.story.trial.ships:
+                self._arm(self._armed)
             while self._outside and event.step + 1 >= self._outside[0][0].order.step:
                 self._kill(self._outside.pop(0)[0].order)
 
@@ -372,13 +373,16 @@ def run_trial(trial: Trial, crew: cm.Crew, mortals: Mortals, runs_dir: Path) -> 
             job,
             crew,
             source,
-            steps=STEPS,
+            steps=trial.steps,
             plan=plan_of(trial.family, trial.stages),
             runs_dir=runs_dir,
             name=name,
             measure=False,
             recovery=cm.Recovery(
-                copies=trial.copies, wave_every=WAVE_EVERY, log_steps=4 * WAVE_EVERY
+                copies=trial.copies,
+                wave_every=WAVE_EVERY,
+                log_steps=4 * WAVE_EVERY,
+                replan=False,  # other cuts would round otherwise
             ),
             on_event=stage.see,
         )
@@ -407,8 +411,8 @@ def judge(story: Story) -> None:
     asked = {o.name for b in trial.blows for o in (b.order, b.then) if o is not None}
     assert set(story.fired) == asked, f"blows that did not fall: {asked - set(story.fired)}"
     assert len(story.dead) >= trial.kills, f"{story.dead} died, {trial.kills} were to"
-    assert story.shown == list(range(STEPS)), "each step is shown once, in order"
-    ideal = undisturbed(trial.family, trial.stages, STEPS)
+    assert story.shown == list(range(trial.steps)), "each step is shown once, in order"
+    ideal = undisturbed(trial.family, trial.stages, trial.steps)
     told = np.isfinite(result.losses)
     kept = [_cuts(event.plan) == _cuts(result.plan) for event in result.recoveries if event.plan]
     assert result.recoveries, "somebody died"

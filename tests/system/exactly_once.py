@@ -92,19 +92,19 @@ def summary(rows: list[dict[str, Any]]) -> str:
     kinds = Counter(f"{e['kind']}, {e.get('when', 'at a step')}" for e in fired)
     times = sorted(t for row in good for t in row["recovery_s"])
     wrong = [row for row in rows if not row["ok"]]
-    lines = [
-        (
-            f"{len(rows)} runs (seeds {min(r['seed'] for r in rows)}-{max(r['seed'] for r in rows)}),"
-            f" {killed} processes killed by SIGKILL, {len(times)} recoveries;"
-            f" {sum(r['seconds'] for r in rows) / 60:.0f} minutes."
-        ),
-        (
-            f"{len(good)} runs: parameters, state and optimizer state bit-equal to the undisturbed"
-            " run's, each step shown once, every recovery a replay from a device's copy."
-        ),
-        f"{len(wrong)} runs failed" + (":" if wrong else "."),
-        *(f"  {row['trial']}: {row['error'][:300]}" for row in wrong),
-    ]
+    seeds = [row["seed"] for row in rows]
+    minutes = sum(row["seconds"] for row in rows) / 60
+    lines = []
+    lines.append(
+        f"{len(rows)} runs (seeds {min(seeds)}-{max(seeds)}), {killed} processes killed by"
+        f" SIGKILL, {len(times)} recoveries; {minutes:.0f} minutes."
+    )
+    lines.append(
+        f"{len(good)} runs: parameters, state and optimizer state bit-equal to the undisturbed"
+        " run's, each step shown once, every recovery a replay from a device's copy."
+    )
+    lines.append(f"{len(wrong)} runs failed" + (":" if wrong else "."))
+    lines += [f"  {row['trial']}: {row['error'][:300]}" for row in wrong]
     if times:
         lines.append(
             f"From the last word of the lost device to the next committed step: median"

@@ -94,9 +94,12 @@ def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
         "--copies", type=int, default=1, metavar="N", help="of each stage, elsewhere; default 1"
     )
     group.add_argument(
-        "--wave-every", type=int, default=8, metavar="STEPS",
-        help="between two rounds of copies; a loss redoes at most about so many; default 8",
-    )  # fmt: skip
+        "--wave-every",
+        type=int,
+        metavar="STEPS",
+        help="between two rounds of copies; a loss redoes at most about so many; default: learned,"
+        " at most 3 %% of the time",
+    )
 
 
 def read_recovery(

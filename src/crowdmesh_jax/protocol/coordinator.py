@@ -77,6 +77,7 @@ from .coordinator_waves import (
     ask_wave_when_due,
     note_wave_mark,
     on_holders_asked,
+    on_interval_asked,
     on_stored,
 )
 
@@ -244,4 +245,5 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.OwnersChosen: on_owners_chosen,
     ev.ChangeAsked: on_change_asked,
     ev.HoldersAsked: on_holders_asked,
+    ev.IntervalAsked: on_interval_asked,
 }

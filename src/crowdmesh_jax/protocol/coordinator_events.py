@@ -220,6 +220,13 @@ class ChangeAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalAsked:
+    """The policy has learned what a wave costs: so many steps from one to the next."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HoldersAsked:
     """The policy wants copies elsewhere, from the next wave on; needs no epoch (section 9)."""
 
@@ -241,11 +248,12 @@ class Interrupt:
 CoordinatorEvent = (
     MessageReceived | Start | MemberLost | CheckpointWritten | BestWritten | StopAsked
     | CheckpointAsked | BodyFailed | Interrupt | Tick | Restart | OwnersChosen | ChangeAsked
-    | HoldersAsked
+    | HoldersAsked | IntervalAsked
 )  # fmt: skip
 COORDINATOR_EVENTS: tuple[type, ...] = (
     MessageReceived, Start, MemberLost, CheckpointWritten, BestWritten, StopAsked, CheckpointAsked,
     BodyFailed, Interrupt, Tick, Restart, OwnersChosen, ChangeAsked, HoldersAsked,
+    IntervalAsked,
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------

@@ -203,6 +203,8 @@ class CoordinatorState:
     writing_tag: int = 0
     wave_asked_s: float | None = None
     """Since when a wave of copies is open; one at a time."""
+    wave_every: int | None = None
+    """Steps between waves, where the policy has set them; else as the terms say."""
     wave_from: int = 0
     """Version of the last one that was asked for or begun."""
     acks: tuple[Ack, ...] = ()

@@ -23,7 +23,8 @@ def ask_wave_when_due(turn: RunTurn) -> None:
     is_ending = state.ending is not None or state.stop_reason is not None
     if terms is None or state.wave_asked_s is not None or is_ending:
         return
-    due = state.committed + 1 - state.wave_from >= terms.wave_every
+    every = state.wave_every or terms.wave_every
+    due = state.committed + 1 - state.wave_from >= every
     if due and state.committed + 1 < state.started.steps:
         turn.set(wave_asked_s=turn.now_s, wave_from=state.committed + 1)
         turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=(Mark.WAVE,)))
@@ -38,13 +39,20 @@ def on_stored(turn: RunTurn, sender: str, message: msg.Stored) -> None:
     """A member has a copy, whole. Of this epoch only: its own snapshots, and uploads of them."""
     state = turn.state
     copy = message.copy
-    if copy.tag != state.epoch or copy.version <= state.durable:
+    # The wave after a recovery may be at the durable version itself, and counts: holders are new.
+    is_awaited = state.wave_asked_s is not None and copy.version == state.wave_from
+    if copy.tag != state.epoch or (copy.version <= state.durable and not is_awaited):
         return
     ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(sender))
     if ack not in state.acks:
         turn.set(acks=(*state.acks, ack))
-    if not missing_acks(turn.state, copy.version):
+    if missing_acks(turn.state, copy.version):
+        return
+    if copy.version >= state.durable:
         _complete_wave(turn, copy.version)
+    else:  # a checkpoint was faster: the wave is of no use any more, and must not bar the next
+        turn.set(wave_asked_s=None)
+        ask_wave_when_due(turn)
 
 
 def awaited_acks(state: CoordinatorState, version: int) -> set[Ack]:
@@ -108,6 +116,14 @@ def give_up_late_wave(turn: RunTurn) -> None:
     turn.set(wave_asked_s=None)
     turn.do(ev.Announce(news=ev.WaveGivenUp(missing=tuple(sorted(missing)))))
     assign_when_quiet(turn)
+
+
+def on_interval_asked(turn: RunTurn, event: ev.IntervalAsked) -> None:
+    """Logs reach back a fixed number of steps: a wave never comes later than half of them."""
+    terms = turn.state.recovery
+    if terms is not None:
+        most = max(1, terms.log_steps // 2)
+        turn.set(wave_every=min(max(1, event.steps), most))
 
 
 def on_holders_asked(turn: RunTurn, event: ev.HoldersAsked) -> None:

@@ -191,7 +191,15 @@ def on_fetch(turn: MemberTurn, sender: str, message: msg.Fetch) -> None:
     own = own_state_copy(state)
     held = [*state.copies, *([own] if own is not None else [])]
     if all(have.name != message.copy.name for have in held):
-        reject(turn, sender, message, f"there is no copy {message.copy.name} here")
+        # Discarded since, or never here: an install that waits for it must not wait in vain.
+        lost = msg.CopyLost(
+            run=state.run,
+            epoch=state.fence,
+            device=state.device,
+            copy=message.copy,
+            reason=f"{sender} asked for it, and it is not here",
+        )
+        turn.answer(lost)
         return
     turn.do(ev.SendCopy(to=DeviceId(sender), copy=message.copy, epoch=message.epoch))
 

@@ -100,8 +100,8 @@ def reject(turn: MemberTurn, sender: str, message: msg.Message, why: str) -> Non
     what = type(message).__name__
     text = f"{turn.state.device} got {what} from {sender}, refused: {why}"
     state = turn.state
-    plan = state.install.plan if state.install else state.enlisted and state.enlisted.plan
-    members = plan.devices if plan is not None else ()
+    grant = state.install or state.enlisted
+    members = {*grant.plan.devices, *grant.addresses} if grant is not None else set()
     is_stranger = sender != state.coordinator and sender not in members
     fault = Fault(kind="ProtocolError", text=text)
     turn.do(ev.Reject(sender=sender, fault=fault, is_stranger=is_stranger))

@@ -116,8 +116,10 @@ class PolicyBody:
 
     def running(self, state: CoordinatorState) -> None:
         """An epoch runs."""
+        stages = range(len(state.plan.stages))
         self.tell(
             control.Running(
+                keys=tuple(self._outfitter.key(state.plan, stage) for stage in stages),
                 epoch=state.epoch,
                 plan=state.plan,
                 party=tuple(str(device) for device in state.party),
@@ -146,6 +148,8 @@ class PolicyBody:
                 self._ask(ev.ChangeAsked(reason=reason))
             case control.AskHolders(holders=holders):
                 self._ask(ev.HoldersAsked(holders=holders))
+            case control.AskInterval(steps=steps):
+                self._ask(ev.IntervalAsked(steps=steps))
             case control.Answer(epoch=epoch, choice=choice):
                 self._ask(ev.OwnersChosen(epoch=epoch, choice=choice))
 

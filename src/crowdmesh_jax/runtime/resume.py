@@ -43,8 +43,6 @@ class Unfinished:
     plan_now: PipelinePlan
     base: int
     steps: int
-    shown: int
-    """Steps that were shown."""
 
 
 def find_unfinished(events: Journal) -> Unfinished | None:
@@ -65,7 +63,6 @@ def find_unfinished(events: Journal) -> Unfinished | None:
     is_over = any(isinstance(record, (records.Finish, records.Halted)) for record in ours)
     if is_over or not decisions:
         return None
-    shown = [record.step + 1 for record in ours if isinstance(record, records.StepCommitted)]
     return Unfinished(
         run=last.run,
         records=ours,
@@ -73,7 +70,6 @@ def find_unfinished(events: Journal) -> Unfinished | None:
         plan_now=decisions[-1].plan,
         base=decisions[0].base,
         steps=decisions[0].steps,
-        shown=max(shown, default=decisions[0].base),
     )
 
 

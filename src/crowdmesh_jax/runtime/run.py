@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, unseal
-from ..control import ControlTerms, Departing, Lost, StepCommitted, Tick
+from ..control import ControlTerms, Departing, Lost, StepCommitted, Tick, WaveKept
 from ..core import PipelinePlan, values
 from ..data import DataSource
 from ..errors import CrowdMeshError, PeerLostError, ProtocolError
@@ -328,7 +328,10 @@ class Run:
         if self._start.recovery is None:
             return
         if isinstance(news, ev.StepShown):
-            self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s))
+            in_wave = self._state.wave_asked_s is not None
+            self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s, in_wave=in_wave))
+        elif isinstance(news, ev.WaveKept):
+            self._policy.tell(WaveKept(version=news.version))
         elif isinstance(news, ev.PhaseChanged) and news.phase == "running":
             self._policy.running(self._state)
 

@@ -48,7 +48,7 @@ from .result import (
     StepEvent,
     TrainResult,
 )
-from .resume import Resumed, job_meta, rewind_metrics
+from .resume import Resumed, Unfinished, job_meta, rewind_metrics
 from .run import Outcome, Run
 from .tracing import TraceWriter
 
@@ -60,6 +60,8 @@ WARMUP_STEPS = 2
 """Left out of the measured step time: caches and queues fill."""
 FAR_FROM_PLAN = 1.5
 """Timed stages that are so much slower than planned are worth a warning."""
+ATTACH_S = 10.0
+"""A coordinator that started again waits so long for its members, who dial it all the time."""
 ABORT_S = 10.0
 """For a run that is told to stop at once, since the caller's own code raised: it waits for no step,
 only for its own tasks and files."""
@@ -106,7 +108,7 @@ class Session:
         self.base = resumed.version if resumed is not None else 0
         self.taken_up = resumed.unfinished if resumed is not None else None
         """A run that goes on where it is."""
-        self.first_step = self.base if self.taken_up is None else self.taken_up.shown
+        self.first_step = self.base
         self.evaluations: dict[int, Mapping[str, float]] = {}
         self.best_version = resumed.best_version if resumed is not None else None
         self.losses: list[float] = []
@@ -171,7 +173,10 @@ class Session:
 
         with ExitStack() as stack:
             self.metric_lines = stack.enter_context(folder.metrics())
-            rewind_metrics(self.metric_lines, self.first_step)
+            if self.taken_up is not None:
+                self._show_what_was_not_shown(self.taken_up)
+            else:
+                rewind_metrics(self.metric_lines, self.base)
             run = Run(
                 self.crew,
                 folder,
@@ -264,6 +269,18 @@ class Session:
             return self.taken_up.run
         return f"{self.folder.name}-{secrets.token_hex(4)}"
 
+    def _show_what_was_not_shown(self, taken_up: Unfinished) -> None:
+        """The journal is ahead of what the process before could show."""
+        rows = self.metric_lines.records
+        steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
+        self.first_step = max(steps, default=taken_up.base - 1) + 1
+        for record in taken_up.records:
+            if isinstance(record, records.StepCommitted) and record.step >= self.first_step:
+                news = ev.StepShown(
+                    step=record.step, verdict=record.verdict, values=record.values, step_s=None
+                )
+                self._show_step(news)
+
     def _note_unrecorded_checkpoint(self, events: Journal) -> None:
         """The coordinator before may have ended between a checkpoint and its record. Nothing was
         decided since: a decision waits for the disk."""
@@ -287,16 +304,30 @@ class Session:
             holders=first_holders(
                 self.plan, sorted([*planned, *spares]), copies=self.recovery.copies
             ),
-            wave_every=self.recovery.wave_every,
-            log_steps=self.recovery.logged_steps,
+            wave_every=self.recovery.first_wave_every,
+            log_steps=self._log_steps(self.recovery),
             return_s=self.recovery.return_s,
+            attach_s=ATTACH_S,
         )
+
+    def _log_steps(self, recovery: Recovery) -> int:
+        boundary_bytes = 0
+        for bundle in self.bundles:
+            sent = (*bundle.manifest.boundary_out, *bundle.manifest.gradient_out)
+            of_step = self.plan.microbatches * sum(leaf.size_bytes for leaf in sent)
+            boundary_bytes = max(boundary_bytes, of_step)
+        return recovery.logged_steps(boundary_bytes)
 
     def _control_terms(self) -> ControlTerms:
         if self.recovery is None:
             return ControlTerms()
+        crowd = self.crew.crowd
+        leaves = [crowd.device(device).leave_hazard_per_s for device in self.plan.devices]
         return ControlTerms(
             copies=self.recovery.copies,
+            learn_interval=self.recovery.wave_every is None,
+            loss_per_s=sum(leaves) + len(leaves) * self.recovery.crash_per_s,
+            most_steps=max(1, self._log_steps(self.recovery) // 2),
             standby=self.recovery.standby,
             replan=self.recovery.replan,
             speeds={str(device.id): device.speed for device in self.crew.crowd.devices},
