@@ -51,11 +51,14 @@ def test_a_part_that_never_came_takes_no_time():
     from types import SimpleNamespace
 
     from crowdmesh_jax.protocol import coordinator_events as ev
-    from crowdmesh_jax.protocol.decision import Decision
+    from crowdmesh_jax.protocol.decision import Decision, StageAction
     from crowdmesh_jax.runtime.recovery import RecoveryClock
 
     plan = cm.PipelinePlan.even(2, ["device-0", "device-1"], microbatches=2)
-    decided = Decision(epoch=2, base=3, plan=plan, actions=())
+    stay = [
+        StageAction(stage=i, device=device, act="keep") for i, device in enumerate(plan.devices)
+    ]
+    decided = Decision(epoch=2, base=3, plan=plan, actions=tuple(stay))
     state = SimpleNamespace(plan=plan, decided=decided)
     clock = RecoveryClock()
     opened = ev.EpochOpened(epoch=2, lost=(), reason="device-9 is back")
