@@ -25,8 +25,9 @@ def test_losing_a_spare_and_then_a_stage_gives_two_events_whose_parts_add_up(tmp
                 os.kill(crew.pids[blows.pop(0)[1]], signal.SIGKILL)
 
         run = cm.train(
-            job, crew, data, steps=60, plan=plan, recovery=True, on_event=kill, runs_dir=tmp_path
-        )
+            job, crew, data, steps=60, plan=plan, recovery=cm.Recovery(replan=False),
+            on_event=kill, runs_dir=tmp_path,
+        )  # fmt: skip
     assert_bit_equal(run, cm.reference(job, data, steps=60, plan=plan))
     spare, stage = run.recoveries
     assert (spare.lost, spare.how, spare.take_overs) == (("device-3",), "keep", ())
@@ -56,7 +57,8 @@ def test_a_part_that_never_came_takes_no_time():
 
     plan = cm.PipelinePlan.even(2, ["device-0", "device-1"], microbatches=2)
     stay = [
-        StageAction(stage=i, device=device, act="keep") for i, device in enumerate(plan.devices)
+        StageAction(stage=i, device=device, act="keep", version=3)
+        for i, device in enumerate(plan.devices)
     ]
     decided = Decision(epoch=2, base=3, plan=plan, actions=tuple(stay))
     state = SimpleNamespace(plan=plan, decided=decided)
