@@ -338,7 +338,7 @@ def test_train_recovers_where_devices_are_spare_unless_told_otherwise():
 
     def terms(crowd, *options):
         arguments = build_parser().parse_args(["train", "mlp", *options])
-        for name in ("copies", "wave_every"):  # as `complete` does
+        for name in ("copies", "wave_every", "replan"):  # as `complete` does
             if getattr(arguments, name) is None:
                 setattr(arguments, name, arguments.usual[name])
         return read_recovery(arguments, plan, crowd)
@@ -349,4 +349,7 @@ def test_train_recovers_where_devices_are_spare_unless_told_otherwise():
     assert terms(three, "--transport", "memory") is None
     told = terms(two, "--recover", "--copies", "2", "--wave-every", "5")
     assert told is not None
-    assert (told.copies, told.wave_every) == (2, 5)
+    assert (told.copies, told.wave_every, told.replan) == (2, 5, True)
+    told = terms(three, "--no-replan")
+    assert told is not None
+    assert (told.copies, told.wave_every, told.replan) == (1, None, False)
