@@ -199,21 +199,22 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
     if message.epoch > state.epoch:
         what = type(message).__name__
         raise ProtocolError(f"{what} from {sender} of epoch {message.epoch}, not yet opened")
-    _hear(turn, sender)
+    _hear(turn, sender, message)
     if state.phase is Phase.ATTACHING:
         on_message_attaching(turn, sender, message)
         return
     handler(turn, sender, message)
 
 
-def _hear(turn: RunTurn, sender: str) -> None:
+def _hear(turn: RunTurn, sender: str, message: msg.Message) -> None:
+    """It lives; a heartbeat also says what it does."""
     member = turn.state.members[sender]
     gaps = (*member.gaps, turn.now_s - member.heard_s)[-WINDOW:]
-    turn.set_member(sender, heard_s=turn.now_s, gaps=gaps)
+    beat = message if isinstance(message, msg.Heartbeat) else member.heartbeat
+    turn.set_member(sender, heard_s=turn.now_s, gaps=gaps, heartbeat=beat)
 
 
 def _on_heartbeat(turn: RunTurn, sender: str, message: msg.Heartbeat) -> None:
-    turn.set_member(sender, heartbeat=message)
     open_when_still(turn)
 
 

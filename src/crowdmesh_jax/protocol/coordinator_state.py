@@ -312,9 +312,11 @@ def heartbeat_deadline_s(state: CoordinatorState, member: MemberInfo) -> float:
     limits = state.started.deadlines
     if len(member.gaps) < 2:
         return limits.heartbeat_floor_s
-    mean_s = statistics.fmean(member.gaps)
+    count = len(member.gaps)
+    mean_s = math.fsum(member.gaps) / count
+    sd_s = math.sqrt(math.fsum((gap - mean_s) ** 2 for gap in member.gaps) / count)
     z = statistics.NormalDist().inv_cdf(1 - 10**-limits.phi)
-    accrued_s = mean_s + z * max(statistics.pstdev(member.gaps), mean_s / 4)
+    accrued_s = mean_s + z * max(sd_s, mean_s / 4)
     return max(limits.heartbeat_floor_s, accrued_s, 2 * max(member.gaps))
 
 
