@@ -100,6 +100,12 @@ def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
         help="between two rounds of copies; a loss redoes at most about so many; default: learned,"
         " at most 3 %% of the time",
     )
+    group.add_argument(
+        "--replan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="cut the layers anew where that pays after devices went or came; changes rounding",
+    )
 
 
 def read_recovery(
@@ -116,7 +122,9 @@ def read_recovery(
         recovers = arguments.transport != "memory" and bool(spares_of(plan, crowd))
     if not recovers:
         return None
-    return Recovery(copies=arguments.copies, wave_every=arguments.wave_every)
+    return Recovery(
+        copies=arguments.copies, wave_every=arguments.wave_every, replan=arguments.replan
+    )
 
 
 def spares_of(plan: PipelinePlan, crowd: Crowd) -> tuple[str, ...]:

@@ -134,7 +134,10 @@ class RecoveryClock:
         if recovered is None or decided is None:
             return None
         times, now_s = self._times, time.monotonic()
-        at = [times.get(name, now_s) for name in ("opened", "fenced", "planned", "installed")]
+        # Where nobody had to be chosen, or nothing installed, that part took no time.
+        at, until_s = [0.0] * 4, now_s
+        for index, name in reversed(tuple(enumerate(("opened", "fenced", "planned", "installed")))):
+            at[index] = until_s = min(times.get(name, until_s), until_s)
         lost = tuple(dict.fromkeys(device for news in self._opened for device in news.lost))
         overs = tuple(self._take_overs(decided))
         event = RecoveryEvent(
@@ -144,7 +147,7 @@ class RecoveryClock:
             lost=lost,
             reason=self._opened[0].reason if self._opened else "",
             choice=recovered.reason,
-            how="rollback" if decided.is_rollback else "replay" if overs else "keep",
+            how=_how(decided, lost, overs),
             base=recovered.base,
             silent_s=self._silent_s,
             fenced_s=at[1] - at[0],
@@ -187,3 +190,11 @@ class RecoveryClock:
         stages = self._before.stages if self._before is not None else ()
         mine = (s.device for s in stages if (s.first_layer, s.last_layer) == layers)
         return str(next(mine, ""))
+
+
+def _how(decided: Decision, lost: tuple[str, ...], overs: tuple[TakeOver, ...]) -> str:
+    if decided.is_rollback:
+        return "rollback"
+    if not overs:
+        return "keep"
+    return "replay" if lost else "hand-over"
