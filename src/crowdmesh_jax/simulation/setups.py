@@ -1,0 +1,35 @@
+"""Policies as they are compared: the policy, and what its rule allows in a recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..propagation import ReplicationPolicy, make_replication_policy
+from .takers import Chain, Vacancy, fastest, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    name: str
+    scenario: str
+    policy: ReplicationPolicy
+    replay: bool
+    takers: Callable[[Vacancy], Chain | None] = fastest
+    decide_every_s: int = 10
+    server: bool = False
+    leavers_serve: bool = False
+
+
+def make_setup(name: str, scenario: str, **options):
+    takers = {"fastest": fastest, "nearest": nearest}[options.pop("takers", "fastest")]
+    replay = options.pop("replay", name in ("mobility", "next_stage"))
+    server = name == "central"
+    more = {}
+    for key in ("decide_every_s", "leavers_serve"):
+        if key in options:
+            more[key] = options.pop(key)
+    if name == "central":
+        options["device"] = "server"
+    return Setup(name=name, scenario=scenario, policy=make_replication_policy(name, **options),
+                 replay=replay, takers=takers, server=server, **more)
