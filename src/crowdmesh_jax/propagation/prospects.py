@@ -13,7 +13,7 @@ that turning makes uncertain; 0.25 is a choice of ours, not tuned.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -42,12 +42,19 @@ class Outlook:
     view: PolicyView
     turns: float = TURNS
     unknown: float = UNKNOWN
+    _rates: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _now_m: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def loss_rate_per_s(self, device: str) -> float:
         """Rate at which a device goes, for whatever reason, learned from heartbeats.
 
         The belief before heartbeats is the crowd's `leave_hazard_per_s` and the crash rate.
         """
+        if device not in self._rates:
+            self._rates[device] = self._learned(device)
+        return self._rates[device]
+
+    def _learned(self, device: str) -> float:
         costs, crowd = self.view.costs, self.view.crowd
         prior = max(LEAST_RATE_PER_S, crowd.device(device).leave_hazard_per_s + costs.crash_per_s)
         heard = self.view.heard
@@ -126,7 +133,9 @@ class Outlook:
         a, b = view.row_of[one], view.row_of[other]
         if not (seen.known[a] and seen.known[b]):
             return None
-        at_m = seen.positions_at(seen.now_s)
+        if not self._now_m:
+            self._now_m.append(seen.positions_at(seen.now_s))
+        at_m = self._now_m[0]
         return (
             at_m[b] - at_m[a],
             seen.velocities_m_per_s[b] - seen.velocities_m_per_s[a],

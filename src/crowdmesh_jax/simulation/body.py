@@ -16,7 +16,7 @@ from ..propagation import Budget, Costs, Handover, Holding, PolicyView
 from .copies import Copies
 from .outcome import CAUSES, Cause, Outcome
 from .setups import Setup
-from .takers import Chain, Vacancy
+from .takers import Chain, Vacancy, fastest
 from .transfers import Air, Kind, Transfer
 from .world import MICROBATCHES, SERVER, STEP_S, World, crowd_of, profile_of
 
@@ -82,10 +82,15 @@ class Body:
         """Whether a recovery is under way, so that a link that returns does not end it."""
         self._replay_s = 0.0
         self._consult = True
-        chain = setup.takers(self._vacancy((), frozenset(range(self._stages))))
+        # The first chain is the same for all: nothing is known yet but places and speeds.
+        chain = fastest(self._vacancy((), frozenset(range(self._stages))))
         self.owners: Chain = chain or ()
         self._live = [bool(chain)] * self._stages
         self._log_from = [0] * self._stages
+        """The oldest step whose boundary frames are kept, by stage."""
+        self._keeper: dict[int, tuple[int, int]] = {}
+        """Stage -> who had it before the last planned move, and until when. It keeps its logs until
+        the next wave is complete."""
         for stage in range(self._stages):
             self.copies.add(stage, self._server, 0)
             if chain:
@@ -294,6 +299,9 @@ class Body:
         version = self._open.pop(kind)
         if kind == "checkpoint":
             self._checkpoint = version
+        else:
+            self._keeper.clear()
+            self._log_from = [max(version, oldest) for oldest in self._log_from]
         below = version if kind == "wave" else min(version, self._open.get("wave", self._last_wave))
         for stage in range(self._stages):
             for row in list(self.copies.versions[stage]):
@@ -314,8 +322,13 @@ class Body:
                 a.owner != b.owner or set(a.holders) - set(b.holders)
                 for a, b in zip(standing.ranges, old, strict=True)
             )
-            # A range with a new holder has no second copy until a wave is through.
-            self._wave_due = self._wave_due or moved
+            # A range whose only copies were at devices that have gone has none until a wave is through.
+            bare = moved and not all(
+                set(self.copies.versions[stage]) - {self.owners[stage], self._server}
+                for stage, item in enumerate(standing.ranges)
+                if item.replicas
+            )
+            self._wave_due = self._wave_due or bare
         self._standing = standing
         self._hand_over(decision.handovers)
 
@@ -399,11 +412,13 @@ class Body:
             # The old owner keeps what it had, as a copy, until the next wave is complete.
             self.copies.add(stage, self.owners[stage], self.head)
             self.copies.add(stage, row, self.head)
-            self._log_from[stage] = self.head
+            self._keeper[stage] = (self.owners[stage], self.head)
             self.count["handovers"] += 1
         self.owners = self._after
         self._forget_moves()
         self._resume()
+        # Old owners keep copies and logs: nobody is without a second copy.
+        self._wave_due = False
 
     def _forget_moves(self) -> None:
         self._moving, self._handovers = {}, ()
@@ -429,11 +444,12 @@ class Body:
             if owner == row:
                 self._live[stage] = False
         for kind in ("wave", "checkpoint"):
-            before = len(self._air.all)
-            self._air.all = [
-                t for t in self._air.all if t.kind != kind or row not in (t.source, t.target)
-            ]
-            if len(self._air.all) < before:
+            mine = [t for t in self._air.all if t.kind == kind and row in (t.source, t.target)]
+            if any(t.source == row for t in mine):
+                self._air.remove(kind)  # a wave without an owner's part is none
+                self._open.pop(kind, None)
+            elif mine:
+                self._air.all = [t for t in self._air.all if t not in mine]
                 self._close_wave(kind)
         if row in self._moving.values() and self.phase == "run":
             self._forget_moves()
@@ -509,7 +525,7 @@ class Body:
         if self.owners and not silent and not self._broken():
             chain: Chain | None = self.owners
         else:
-            chain = self._setup.takers(self._vacancy(self.owners, silent))
+            chain = self._successors(silent)
         if chain is None:
             self.phase = "wait"
             return
@@ -539,6 +555,18 @@ class Body:
         kept = [s for s in range(self._stages) if s not in moved and self._live[s]]
         self.owners = chain
         self._restore(usable, kept)
+
+    def _successors(self, silent: frozenset[int]) -> Chain | None:
+        if not self.owners or self._setup.takers is not None:
+            return (self._setup.takers or fastest)(self._vacancy(self.owners, silent))
+        cut = {
+            stage
+            for first in range(self._stages - 1)
+            if not self._linked[self.owners[first], self.owners[first + 1]]
+            for stage in (first, first + 1)
+        }
+        names = self._setup.policy.take_over(self._view(), sorted(silent | cut))
+        return None if names is None else tuple(self._rows[name] for name in names)
 
     def _restore(self, usable: set[int], kept: list[int]) -> None:
         """Chooses versions (replay, else rollback) and starts to fetch what owners lack."""
@@ -595,12 +623,17 @@ class Body:
             at_head = self.copies.common(run, usable, least=self.head)
             if at_head is None and not self._setup.replay:
                 return None
-            least = max((self._log_from[s] for s in edges), default=self.head)
+            least = max((self._logs(s) for s in edges), default=self.head)
             version = self.copies.common(run, usable, least=min(least, self.head))
             if version is None:
                 return None
             found |= dict.fromkeys(run, version)
         return found
+
+    def _logs(self, stage: int) -> int:
+        """The oldest step of which that stage's frames can be had."""
+        keeper, until = self._keeper.get(stage, (self._server, 0))
+        return self._log_from[stage] if self._there[keeper] else until
 
     def _replay_seconds(self, versions: dict[int, int]) -> float:
         """The longest run: without bubbles where it is one stage, else those of a short pipeline."""

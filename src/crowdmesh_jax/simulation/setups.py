@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..propagation import ReplicationPolicy, make_replication_policy
+from ..propagation.foresight import ChainRule
 from .takers import Chain, Vacancy, fastest, nearest
 
 
@@ -15,20 +16,24 @@ class Setup:
     scenario: str
     policy: ReplicationPolicy
     replay: bool
-    takers: Callable[[Vacancy], Chain | None] = fastest
+    takers: Callable[[Vacancy], Chain | None] | None = fastest
     decide_every_s: int = 10
     server: bool = False
     leavers_serve: bool = False
 
 
 def make_setup(name: str, scenario: str, **options):
-    takers = {"fastest": fastest, "nearest": nearest}[options.pop("takers", "fastest")]
+    takers = {"fastest": fastest, "nearest": nearest, "own": None}[options.pop("takers", "own" if name=="mobility" else "fastest")]
     replay = options.pop("replay", name in ("mobility", "next_stage"))
     server = name == "central"
     more = {}
     for key in ("decide_every_s", "leavers_serve"):
         if key in options:
             more[key] = options.pop(key)
+    if name == "mobility":
+        more.setdefault("decide_every_s", 2)
+        rule = {k[2:]: options.pop(k) for k in list(options) if k.startswith("c_")}
+        options["chain"] = ChainRule(**rule)
     if name == "central":
         options["device"] = "server"
     return Setup(name=name, scenario=scenario, policy=make_replication_policy(name, **options),

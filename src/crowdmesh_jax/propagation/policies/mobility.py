@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...core import DeviceId, Replica, ReplicaPlan, ReplicaRange, Stage
 from ...errors import InvalidValueError
 from ..budget import copy_bytes, hosted_bytes, rooms, stage_need
+from ..foresight import ChainRule
 from ..handover import Departure, Handover, HandoverRule, Target, decide_handover
 from ..interval import Interval, loss_rate_per_s
 from ..placement import EXACT_NODES, place
@@ -16,6 +17,7 @@ from ..policy import PolicyDecision, PolicyView, StandbyWish
 from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
+from .planning import planned_moves, successors
 
 LEAST_HORIZON_S = 30.0
 
@@ -46,6 +48,8 @@ class MobilityPolicy:
     unknown: float = UNKNOWN
     handover: HandoverRule | None = field(default_factory=HandoverRule)
     """None: no hand-overs; every departure is then a loss."""
+    chain: ChainRule | None = field(default_factory=ChainRule)
+    """Where places are known: hand-overs of one or several stages by this rule instead."""
     doubles: int = 3
     interval_scale: float = 1.0
     exact_nodes: int = EXACT_NODES
@@ -97,6 +101,14 @@ class MobilityPolicy:
             unprotected=placement.unprotected,
             notes=(told,) if told else (),
         )
+
+    def take_over(self, view: PolicyView, lost: Sequence[int]) -> tuple[str, ...] | None:
+        """Devices of all stages after a loss; None: no chain of devices is in range.
+
+        Args:
+            lost: Stages whose state has to come from a copy, if another device takes them.
+        """
+        return successors(view, self.chain or ChainRule(), lost)
 
     def _loss_per_s(self, outlook: Outlook, departures: Mapping[str, Departure | None]) -> float:
         view = outlook.view
@@ -251,6 +263,8 @@ class MobilityPolicy:
         view, rule = outlook.view, self.handover
         if rule is None:
             return ()
+        if self.chain is not None and view.sightings is not None and view.range_m is not None:
+            return planned_moves(view, self.chain, interval)
         costs = view.costs
         loss_s = costs.detect_s + costs.recovery_s + costs.replay_share * interval.seconds / 2
         taken: set[str] = set()
