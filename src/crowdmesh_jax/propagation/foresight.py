@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -117,15 +117,7 @@ class Ahead:
         chance = np.minimum.accumulate(1 / (1 + np.exp(-score)), axis=0) * near
         steps_s = np.diff(_TIMES_S)[:, None, None]
         life_s = ((chance[1:] + chance[:-1]) / 2 * steps_s).sum(axis=0)
-        stage_s = np.array(
-            [
-                [sum(rows[la].forward_s + rows[la].backward_s for la in s.layers) for rows in table]
-                for s, table in (
-                    (s, [view.profile.layer_seconds(view.crowd, view.ids[i]) for i in order])
-                    for s in view.plan.stages
-                )
-            ]
-        )
+        stage_s = _stage_seconds(view, [view.ids[i] for i in order])
         return cls(
             ids=tuple(view.ids[i] for i in order),
             near=near,
@@ -134,13 +126,42 @@ class Ahead:
             stage_s=stage_s,
         )
 
+    def chance_at(self, seconds: float) -> np.ndarray:
+        """`[n, n]`: of staying in range so long."""
+        after = int(np.searchsorted(_TIMES_S, min(seconds, _TIMES_S[-1])))
+        if after == 0:
+            return self.chance[0]
+        part = (min(seconds, _TIMES_S[-1]) - _TIMES_S[after - 1]) / (
+            _TIMES_S[after] - _TIMES_S[after - 1]
+        )
+        return self.chance[after - 1] * (1 - part) + self.chance[after] * part
+
     def broken_by(self, chain: Rows, seconds: float) -> float:
         """Rate at which one of its links ends within those seconds."""
-        found = 0.0
-        for a, b in itertools.pairwise(chain):
-            stays = float(np.interp(seconds, _TIMES_S, self.chance[:, a, b]))
-            found += (1 - stays) / seconds
-        return found
+        stays = self.chance_at(seconds)
+        return sum(1 - float(stays[a, b]) for a, b in itertools.pairwise(chain)) / seconds
+
+
+def _stage_seconds(view: PolicyView, ids: Sequence[str]) -> np.ndarray:
+    """Forward and backward of a microbatch, `[stages, devices]`."""
+    profile, stages = view.profile, view.plan.stages
+    flops = np.array(
+        [
+            sum(profile.layers[la].forward_flops + profile.layers[la].backward_flops
+                for la in stage.layers)
+            for stage in stages
+        ]
+    )  # fmt: skip
+    rates = np.array([view.crowd.device(name).flops_per_s for name in ids])
+    found = flops[:, None] / rates[None]
+    for column, name in enumerate(ids):
+        if name in profile.seconds:
+            rows = profile.layer_seconds(view.crowd, name)
+            for index, stage in enumerate(stages):
+                found[index, column] = sum(
+                    rows[la].forward_s + rows[la].backward_s for la in stage.layers
+                )
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -181,9 +181,12 @@ class Body:
         while self._gone and self._gone[0][0] <= self.now_s:
             self._lose(self._gone.pop(0)[1])
         self._there = [*(bool(v) for v in moment.there), True]
-        due = self._second % self._setup.decide_every_s == 0
-        if self.phase == "run" and (due or self._consult) and not self._broken():
-            self._decide()
+        if self.phase == "run" and not self._broken():
+            setup = self._setup
+            if self._consult or self._second % setup.decide_every_s == 0:
+                self._decide()
+            elif setup.moves_every_s and self._second % setup.moves_every_s == 0:
+                self._hand_over(setup.policy.moves(self._view()))  # pyright: ignore
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -308,6 +311,8 @@ class Body:
                 limit = version if row == self._server else below
                 if row == self._server or self.copies.holds(stage, row, version):
                     self.copies.discard(stage, row, limit, self._checkpoint)
+                elif kind == "wave":
+                    self.copies.keep_newest(stage, row, self._checkpoint)
 
     # -- the policy ------------------------------------------------------------------------------
 
@@ -542,7 +547,9 @@ class Body:
                 near for near in (stage - 1, stage + 1)
                 if 0 <= near < self._stages and not self._linked[row, before[near]]
             ]  # fmt: skip
-            if self._live[stage] and self._there[row] and not ends:
+            # Of the two ends of a cut link, both replaced, one is blamed: the later stage.
+            blamed = [near for near in ends if chain[near] == before[near] or near < stage]
+            if self._live[stage] and self._there[row] and not blamed:
                 # Its links hold; it moves because others do, and hands its state over.
                 self.copies.add(stage, row, self.head)
             elif self._live[stage] and self._there[row] and self._setup.leavers_serve:

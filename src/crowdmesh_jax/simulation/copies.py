@@ -36,6 +36,13 @@ class Copies:
         if held:
             held -= {version for version in held if version < below and version != keep}
 
+    def keep_newest(self, stage: int, device: int, keep: int) -> None:
+        """Drops all but the newest version there, and `keep`."""
+        held = self.versions[stage].get(device)
+        if held:
+            newest = max(held)
+            held -= {version for version in held if version not in (newest, keep)}
+
     def drop_after(self, version: int) -> None:
         """After a rollback nothing beyond its base is valid."""
         for held in self.versions:

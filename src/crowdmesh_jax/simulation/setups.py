@@ -17,7 +17,8 @@ class Setup:
     policy: ReplicationPolicy
     replay: bool
     takers: Callable[[Vacancy], Chain | None] | None = fastest
-    decide_every_s: int = 10
+    decide_every_s: int = 15
+    moves_every_s: int = 0
     server: bool = False
     leavers_serve: bool = False
 
@@ -27,11 +28,11 @@ def make_setup(name: str, scenario: str, **options):
     replay = options.pop("replay", name in ("mobility", "next_stage"))
     server = name == "central"
     more = {}
-    for key in ("decide_every_s", "leavers_serve"):
+    for key in ("decide_every_s", "moves_every_s", "leavers_serve"):
         if key in options:
             more[key] = options.pop(key)
     if name == "mobility":
-        more.setdefault("decide_every_s", 2)
+        more.setdefault("moves_every_s", 2)
         rule = {k[2:]: options.pop(k) for k in list(options) if k.startswith("c_")}
         options["chain"] = ChainRule(**rule)
     if name == "central":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ...core import DeviceId, Replica, ReplicaPlan, ReplicaRange, Stage
 from ...errors import InvalidValueError
 from ..budget import copy_bytes, hosted_bytes, rooms, stage_need
-from ..foresight import ChainRule
+from ..foresight import Ahead, ChainRule, rows_of
 from ..handover import Departure, Handover, HandoverRule, Target, decide_handover
 from ..interval import Interval, loss_rate_per_s
 from ..placement import EXACT_NODES, place
@@ -82,8 +82,10 @@ class MobilityPolicy:
         ]
         first = tuned_interval(view, chain, loss_per_s, scale=self.interval_scale)
         horizon_s = self._horizon_s(view, first)
+        ahead = None if self.chain is None else Ahead.of(view, self.chain)
         prospects = [
-            self._prospects(outlook, index, horizon_s) for index in range(len(view.plan.stages))
+            self._prospects(outlook, index, horizon_s, ahead)
+            for index in range(len(view.plan.stages))
         ]
         placement = self._placed(outlook, prospects, horizon_s)
         hops = [
@@ -96,7 +98,7 @@ class MobilityPolicy:
         told = placement.tell()
         return PolicyDecision(
             replicas=replicas,
-            handovers=self._handovers(outlook, departures, prospects, interval),
+            handovers=self._handovers(outlook, departures, prospects, interval, ahead),
             standby=StandbyWish(mode="take_over", doubles=self.doubles),
             unprotected=placement.unprotected,
             notes=(told,) if told else (),
@@ -109,6 +111,14 @@ class MobilityPolicy:
             lost: Stages whose state has to come from a copy, if another device takes them.
         """
         return successors(view, self.chain or ChainRule(), lost)
+
+    def moves(self, view: PolicyView) -> tuple[Handover, ...]:
+        """The hand-overs alone, as `decide` would have them: cheap, for the time between two
+        decisions, when what is seen changes and copies need not."""
+        if self.handover is None or self.chain is None:
+            return view.handovers
+        steps = None if view.standing is None else view.standing.interval_steps
+        return planned_moves(view, self.chain, (steps or 0) * view.costs.step_s)
 
     def _loss_per_s(self, outlook: Outlook, departures: Mapping[str, Departure | None]) -> float:
         view = outlook.view
@@ -129,9 +139,13 @@ class MobilityPolicy:
         costs = view.costs
         return max(LEAST_HORIZON_S, interval.seconds + costs.detect_s + costs.recovery_s)
 
-    def _prospects(self, outlook: Outlook, index: int, horizon_s: float) -> tuple[Prospect, ...]:
+    def _prospects(
+        self, outlook: Outlook, index: int, horizon_s: float, ahead: Ahead | None
+    ) -> tuple[Prospect, ...]:
         """What every device promises as holder of one stage."""
         view = outlook.view
+        if ahead is not None and set(view.plan.all_devices) <= set(ahead.ids):
+            return self._seen_prospects(outlook, index, horizon_s, ahead)
         stage = view.plan.stages[index]
         peers = [
             view.plan.stages[near].device
@@ -154,6 +168,31 @@ class MobilityPolicy:
                 Prospect(device=device.id, presence=presence, speed=device.flops_per_s / fastest)
             )
         return tuple(sorted(found, key=lambda p: p.device))
+
+    def _seen_prospects(
+        self, outlook: Outlook, index: int, horizon_s: float, ahead: Ahead
+    ) -> tuple[Prospect, ...]:
+        """The same by the chain rule's chances, for devices that are in sight."""
+        view = outlook.view
+        stage, devices = view.plan.stages[index], view.plan.devices
+        chance = ahead.chance_at(horizon_s)
+        rows = rows_of(ahead, devices)
+        fastest = max(device.flops_per_s for device in view.crowd.devices)
+        found = []
+        for row, name in enumerate(ahead.ids):
+            if name in stage.devices:
+                continue
+            presence = 0.0
+            if ahead.near[rows[index], row]:
+                presence = outlook.stays(name, horizon_s)
+                for near in (index - 1, index + 1):
+                    if 0 <= near < len(rows) and rows[near] != row:
+                        presence *= float(chance[row, rows[near]])
+            device = view.crowd.device(name)
+            found.append(
+                Prospect(device=device.id, presence=presence, speed=device.flops_per_s / fastest)
+            )
+        return tuple(found)
 
     def _placed(
         self, outlook: Outlook, prospects: list[tuple[Prospect, ...]], horizon_s: float
@@ -259,12 +298,13 @@ class MobilityPolicy:
         departures: Mapping[str, Departure | None],
         prospects: list[tuple[Prospect, ...]],
         interval: Interval,
+        ahead: Ahead | None,
     ) -> tuple[Handover, ...]:
         view, rule = outlook.view, self.handover
         if rule is None:
             return ()
-        if self.chain is not None and view.sightings is not None and view.range_m is not None:
-            return planned_moves(view, self.chain, interval)
+        if self.chain is not None and ahead is not None:
+            return planned_moves(view, self.chain, interval.seconds, ahead)
         costs = view.costs
         loss_s = costs.detect_s + costs.recovery_s + costs.replay_share * interval.seconds / 2
         taken: set[str] = set()

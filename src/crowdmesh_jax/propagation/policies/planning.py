@@ -9,41 +9,55 @@ import numpy as np
 
 from ...core import DeviceId
 from ..budget import copy_bytes, hosted_bytes, stage_need
-from ..foresight import Ahead, ChainRule, Rows, best_chain, rows_of, step_share
+from ..foresight import Ahead, ChainChoice, ChainRule, Rows, best_chain, rows_of, step_share
 from ..handover import Handover
-from ..interval import Interval
 from ..policy import PolicyView
 
 KEEPS = 0.03
 """Moves under way are left for others only where g is lower by more than this."""
 
 
-def planned_moves(view: PolicyView, rule: ChainRule, interval: Interval) -> tuple[Handover, ...]:
-    """The hand-overs of all stages that should move at the next stop; () where none should."""
-    ahead = Ahead.of(view, rule)
+def planned_moves(
+    view: PolicyView, rule: ChainRule, interval_s: float, ahead: Ahead | None = None
+) -> tuple[Handover, ...]:
+    """The hand-overs of all stages that should move at the next stop; () where none should.
+
+    Args:
+        interval_s: Seconds of training between waves.
+        ahead: What is expected of the view, if that was worked out before.
+    """
+    ahead = ahead or Ahead.of(view, rule)
     owners = () if ahead is None else rows_of(ahead, view.plan.devices)
     if ahead is None or min(owners) < 0 or any(s.shares for s in view.plan.stages):
         return ()
     needs_s, ahead_s = _transfers(view, ahead, owners)
     costs, microbatches = view.costs, view.plan.microbatches
-    choice = best_chain(
-        ahead, rule, microbatches=microbatches, owners=owners, needs_s=needs_s, ahead_s=ahead_s,
-        slowdown=costs.slowdown,
-    )  # fmt: skip
+
+    def best(allowed_s: np.ndarray) -> ChainChoice | None:
+        while True:
+            found = best_chain(
+                ahead, rule, microbatches=microbatches, owners=owners, needs_s=allowed_s,
+                ahead_s=ahead_s, slowdown=costs.slowdown,
+            )  # fmt: skip
+            full = [] if found is None else _without_room(view, ahead, owners, found.chain)
+            if not full:
+                return found
+            allowed_s = allowed_s.copy()
+            for stage, row in full:
+                allowed_s[stage, row] = math.inf
+
+    choice = best(needs_s)
     if choice is None:
         return ()
-    chain, best_g, early_s = choice.chain, choice.g, choice.ahead_s
     under_way = _under_way(view, ahead, owners)
-    if under_way is not None and under_way != chain:
-        again = best_chain(
-            ahead, rule, microbatches=microbatches, owners=owners,
-            needs_s=_only(needs_s, under_way), ahead_s=ahead_s, slowdown=costs.slowdown,
-        )  # fmt: skip
-        if again is not None and again.chain == under_way and again.g <= best_g + KEEPS:
-            chain, best_g, early_s = again.chain, again.g, again.ahead_s
+    if under_way is not None and under_way != choice.chain:
+        again = best(_only(needs_s, under_way))
+        if again is not None and again.chain == under_way and again.g <= choice.g + KEEPS:
+            choice = again
+    chain, best_g, early_s = choice.chain, choice.g, choice.ahead_s
     planned_s = rule.stop_s + float(max(needs_s[s, row] for s, row in enumerate(chain)))
     loss_s = (
-        costs.detect_s + costs.recovery_s + costs.replay_share * interval.seconds / 2
+        costs.detect_s + costs.recovery_s + costs.replay_share * interval_s / 2
         + float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
     )  # fmt: skip
     lead_s = rule.look_s + early_s
@@ -112,22 +126,9 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
         has = {
             h.device for h in view.holdings if all(h.has(layer) for layer in stage.layers)
         }
-        need = stage_need(
-            view.profile, view.plan, index,
-            snapshots=view.budget.snapshots, log_steps=view.budget.log_steps,
-        ).total_bytes  # fmt: skip
         for row, name in enumerate(ahead.ids):
             if row == owners[index]:
                 needs_s[index, row] = 0.0
-                continue
-            hosted = (
-                0
-                if view.standing is None
-                else hosted_bytes(
-                    view.standing, view.profile, name, versions=view.budget.held_versions
-                )
-            )
-            if need + hosted > view.crowd.device(name).memory_bytes:
                 continue
             if owners[index] >= 0 and not ahead.near[owners[index], row]:
                 continue
@@ -135,6 +136,29 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
             if name not in has:
                 ahead_s[index, row] = size / rate
     return needs_s, ahead_s
+
+
+def _without_room(
+    view: PolicyView, ahead: Ahead, owners: Rows, chain: Rows
+) -> list[tuple[int, int]]:
+    """Those of a chain that have no memory for their new stage and the copies that they host."""
+    found = []
+    for index, (row, now) in enumerate(zip(chain, owners, strict=True)):
+        if row == now:
+            continue
+        name = ahead.ids[row]
+        hosted = (
+            0
+            if view.standing is None
+            else hosted_bytes(view.standing, view.profile, name, versions=view.budget.held_versions)
+        )
+        need = stage_need(
+            view.profile, view.plan, index, hosted_bytes=hosted,
+            snapshots=view.budget.snapshots, log_steps=view.budget.log_steps,
+        ).total_bytes  # fmt: skip
+        if need > view.crowd.device(name).memory_bytes:
+            found.append((index, row))
+    return found
 
 
 def _under_way(view: PolicyView, ahead: Ahead, owners: Rows) -> Rows | None:
