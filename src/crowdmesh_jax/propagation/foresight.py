@@ -58,12 +58,14 @@ class ChainRule:
     """A planned stop, without bytes."""
     stage_s: float = 0.2
     """What each stage that moves costs beside: its logs and copies have to be made anew."""
+    recovery_stage_s: float = 10.0
+    """The same after a loss: each stage that stays keeps the state of the newest version alive."""
 
     def __post_init__(self) -> None:
         for name in ("persistence_s", "look_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and > 0")
-        for name in ("turns", "drift_m", "gain", "stop_s", "stage_s"):
+        for name in ("turns", "drift_m", "gain", "stop_s", "stage_s", "recovery_stage_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and >= 0")
         if self.candidates < 1:

@@ -8,6 +8,7 @@ differ it asks its `Setup`. docs/policies_compared.md says what is modelled and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from ..core import PipelinePlan, ReplicaPlan
@@ -337,8 +338,15 @@ class Body:
         self._standing = standing
         self._hand_over(decision.handovers)
 
-    def _view(self) -> PolicyView:
+    def _view(self, silent: frozenset[int] = frozenset()) -> PolicyView:
+        """What the policy may know. `silent`: who did not answer, though their last heartbeat is
+        not old enough yet."""
         seen = self._world.seen(self._second)
+        heard = seen.heard
+        if silent:
+            present = heard.present.copy()
+            present[sorted(silent)] = False
+            heard = replace(heard, present=present)
         scenario = self._scenario
         replay = MICROBATCHES / (MICROBATCHES + self._stages - 1) if self._setup.replay else 1.0
         size = scenario.state_bytes_per_stage
@@ -371,7 +379,7 @@ class Body:
             ),
             ids=self._world.ids,
             sightings=seen.sightings,
-            heard=seen.heard,
+            heard=heard,
             range_m=scenario.range_m,
             budget=Budget(),
             holdings=tuple(holdings),
@@ -430,9 +438,10 @@ class Body:
         self._air.remove("ahead", "switch")
 
     def _end_epoch(self) -> None:
-        """Open waves die with their epoch."""
-        self._air.remove("wave", "checkpoint", "ahead", "fetch")
-        self._open.clear()
+        """Open waves die with their epoch. The upload of a checkpoint goes on: it is of a snapshot
+        that stays valid, and takes longer than epochs do where devices move much."""
+        self._air.remove("wave", "ahead", "fetch")
+        self._open.pop("wave", None)
 
     def _resume(self) -> None:
         self.phase, self._restoring = "run", False
@@ -511,10 +520,13 @@ class Body:
 
     def _vacancy(self, owners: Chain, lost: frozenset[int]) -> Vacancy:
         seen = self._world.seen(self._second)
+        near = seen.near.copy()
+        for stage in lost if owners else ():
+            near[owners[stage]] = near[:, owners[stage]] = False
         return Vacancy(
             owners=owners or (-1,) * self._stages,
             lost=lost,
-            near=seen.near,
+            near=near,
             speeds=self._world.speeds,
             positions_m=seen.sightings.positions_m,
         )
@@ -572,7 +584,8 @@ class Body:
             if not self._linked[self.owners[first], self.owners[first + 1]]
             for stage in (first, first + 1)
         }
-        names = self._setup.policy.take_over(self._view(), sorted(silent | cut))
+        view = self._view(frozenset(self.owners[stage] for stage in silent))
+        names = self._setup.policy.take_over(view, sorted(silent | cut))  # pyright: ignore
         return None if names is None else tuple(self._rows[name] for name in names)
 
     def _restore(self, usable: set[int], kept: list[int]) -> None:
@@ -594,6 +607,9 @@ class Body:
             self.count["rollbacks"] += base < self.head
             self.head = base
             self.copies.drop_after(base)
+            if self._open.get("checkpoint", 0) > base:
+                self._air.remove("checkpoint")
+                self._open.pop("checkpoint")
             versions = dict.fromkeys(range(self._stages), base)
             for stage in lost:
                 self._log_from[stage] = base

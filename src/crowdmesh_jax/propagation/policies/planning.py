@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -104,8 +105,9 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
                 old = any(h.device == name for h in held)
                 part = view.costs.changed_share if old else 1.0
                 needs_s[index, row] = 0.0 if name in fresh else part * size / rate
+    kept = replace(rule, stage_s=rule.recovery_stage_s)
     choice = best_chain(
-        ahead, rule, microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
+        ahead, kept, microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
         ahead_s=np.zeros_like(needs_s), slowdown=view.costs.slowdown,
     )  # fmt: skip
     return None if choice is None else tuple(ahead.ids[row] for row in choice.chain)
