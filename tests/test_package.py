@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "propagation": "mobility solvers",
     "transport": "",
     "record": "protocol",
+    "simulation": "execution export record propagation mobility solvers protocol",
     "agent": AGENT_SIDE,
 }
 ABOVE = " ".join(MAY_IMPORT)
@@ -48,6 +49,7 @@ NEVER = {
     "crowds": HEAVY,
     "mobility": HEAVY,
     "propagation": HEAVY,
+    "simulation": HEAVY,
     **dict.fromkeys(["agent", *AGENT_SIDE.split()], ("flax", "optax", "pulp")),
 }
 """Third-party packages that a room must not even import late."""

@@ -1,4 +1,4 @@
-"""Where the pipeline should go next: chains of devices by their step and by how long they will last.
+"""Where the pipeline should go next: chains of devices by their step and by how long they last.
 
 A chain c of devices, one a stage, each in range of the next, is left when one of its links ends.
 Changing costs K seconds, whatever the number of stages that move, as they move at one stop. Over
@@ -7,9 +7,9 @@ its life of L(c) seconds a new chain costs, per second of work,
     g(c) = t(c) (1 + K / L(c))
 
 with t(c) its step time over that of the fastest chain. The standing chain's K is spent, so it is
-left when g of the best other chain is lower than what staying costs now, t + h (loss - K): its time,
-and the rate h at which a link breaks before a hand-over is through, times what an unplanned loss
-costs more than a planned one. One rule for departures, for better places and for faster devices.
+left when g of the best other chain is lower than what staying costs now, t (1 + h (loss - K)): its
+time, and the rate h at which a link breaks before a hand-over is through, times what an unplanned
+loss costs more than a planned one. One rule for departures, better places and faster devices.
 
 **Links.** Seen at offset p with relative velocity w, after H seconds
 
@@ -54,6 +54,8 @@ class ChainRule:
     """g must be lower by so much, or nothing moves."""
     look_s: float = 3.0
     """Time from one decision to the next, and until the next step boundary."""
+    far_s: float = 10.0
+    """State that has to go ahead takes about so long."""
     stop_s: float = 2.0
     """A planned stop, without bytes."""
     stage_s: float = 0.2
@@ -87,12 +89,19 @@ class Ahead:
     """`[stages, n]`: forward and backward of a microbatch."""
 
     @classmethod
-    def of(cls, view: PolicyView, rule: ChainRule) -> Ahead | None:
-        """From past sightings; None where nobody was seen or range means nothing."""
+    def of(
+        cls, view: PolicyView, rule: ChainRule, only: Sequence[str] | None = None
+    ) -> Ahead | None:
+        """From past sightings; None where nobody was seen or range means nothing.
+
+        Args:
+            only: Devices of interest; None: all of the view.
+        """
         seen = view.sightings
         if seen is None or view.range_m is None:
             return None
-        order = sorted(range(len(view.ids)), key=view.ids.__getitem__)
+        wanted = view.ids if only is None else [name for name in only if name in view.row_of]
+        order = [view.row_of[name] for name in sorted(wanted)]
         known = seen.known[order]
         if view.heard is not None:
             known = known & np.asarray(view.heard.present)[order]

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..mobility import (
     GammaPrior,
+    Sessions,
     Sightings,
     exponential_hazard_per_s,
     link_lifetime_s,
@@ -43,6 +44,7 @@ class Outlook:
     turns: float = TURNS
     unknown: float = UNKNOWN
     _rates: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _all: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
     _now_m: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def loss_rate_per_s(self, device: str) -> float:
@@ -55,23 +57,28 @@ class Outlook:
         return self._rates[device]
 
     def _learned(self, device: str) -> float:
-        costs, crowd = self.view.costs, self.view.crowd
-        prior = max(LEAST_RATE_PER_S, crowd.device(device).leave_hazard_per_s + costs.crash_per_s)
-        heard = self.view.heard
+        costs, crowd, heard = self.view.costs, self.view.crowd, self.view.heard
+
+        def prior(name: str) -> float:
+            believed = crowd.device(name).leave_hazard_per_s + costs.crash_per_s
+            return max(LEAST_RATE_PER_S, believed)
+
         if heard is None or device not in self.view.row_of:
-            return prior
-        row = self.view.row_of[device]
-        mine = heard.sessions.device == row
-        sessions = type(heard.sessions).of(
-            np.zeros(int(mine.sum()), np.int64),
+            return prior(device)
+        if not self._all:
+            sessions = heard.sessions
             # Sorted: a sum that does not depend on the order in which sessions were kept.
-            np.sort(heard.sessions.duration_s[mine]),
-            np.sort(heard.sessions.ended[mine]),
-            devices=1,
-        )
-        return float(
-            exponential_hazard_per_s(sessions, GammaPrior(mean_s=1 / prior, weight=PRIOR_WEIGHT))[0]
-        )
+            order = np.lexsort((sessions.duration_s, sessions.device))
+            ordered = Sessions(
+                devices=sessions.devices,
+                device=sessions.device[order],
+                duration_s=sessions.duration_s[order],
+                ended=sessions.ended[order],
+            )
+            means_s = np.array([1 / prior(name) for name in self.view.ids])
+            belief = GammaPrior(mean_s=means_s, weight=PRIOR_WEIGHT)
+            self._all.append(exponential_hazard_per_s(ordered, belief))
+        return float(self._all[0][self.view.row_of[device]])
 
     def stays(self, device: str, horizon_s: float) -> float:
         """Probability that it neither crashes nor leaves by itself within the horizon."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from ..mobility import (
     MovementModel,
     Scenario,
     Sightings,
+    Smoother,
 )
 from ..mobility.checks import Bools
 from ..propagation import Heard
+from .takers import Chain, Vacancy, fastest
 
 SERVER = "server"
 """The place behind the uplink that keeps checkpoints. It never fails and trains nothing."""
@@ -33,6 +36,8 @@ FLOPS_PER_S = 1e10
 MEMORY_BYTES = 4_000_000_000
 LONGEST = 10.0
 """A run is given up at so many times its useful work."""
+SMOOTHED = 8
+"""Noisy velocities, one a second, that a device's mean is taken of while it goes straight."""
 AWAY_S = 60.0
 """A crashed device is back after this time, with nothing that it held. The scenarios leave it
 open."""
@@ -88,6 +93,7 @@ class World:
             else Movement(model, self.devices, seed=seed, dt_s=1.0)
         )
         self._observer = scenario.observer(seed)
+        self._smoother = Smoother(self.devices, window=SMOOTHED)
         self._beats = HeartbeatLog(self.devices, period_s=1.0, timeout_s=scenario.detect_s)
         self._moments: list[Moment] = []
         self._seen: list[Seen] = []
@@ -103,6 +109,20 @@ class World:
                 back_s[device] = time_s + away_s
                 self._crashes[int(time_s)].append((time_s, device))
         self._away_s = away_s
+
+    @cached_property
+    def first_chain(self) -> Chain | None:
+        """Where every run begins: the fastest devices in a chain; None where there is no chain."""
+        seen = self.seen(0)
+        return fastest(
+            Vacancy(
+                owners=(-1,) * self.scenario.stages,
+                lost=frozenset(range(self.scenario.stages)),
+                near=seen.near,
+                speeds=self.speeds,
+                positions_m=seen.sightings.positions_m,
+            )
+        )
 
     def moment(self, second: int) -> Moment:
         """Who is there and who reaches whom, from that second to the next."""
@@ -141,7 +161,8 @@ class World:
         self._moments.append(Moment(linked=linked, there=there))
         self._departures.append(gone)
         self._beats.hear(float(second), there, shot.occupants)
-        sightings, present = self._observer.observe(shot), self._beats.present
+        sightings = self._smoother.smooth(self._observer.observe(shot))
+        present = self._beats.present
         seen_m = sightings.positions_m[:, None] - sightings.positions_m[None]
         known = present & sightings.known
         close = (seen_m**2).sum(axis=-1) <= self.scenario.range_m**2

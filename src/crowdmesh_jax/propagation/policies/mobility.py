@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from ..policy import PolicyDecision, PolicyView, StandbyWish
 from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
-from .planning import planned_moves, successors
+from .planning import is_safe, planned_moves, successors
 
 LEAST_HORIZON_S = 30.0
 
@@ -71,8 +72,12 @@ class MobilityPolicy:
     def decide(self, view: PolicyView) -> PolicyDecision:
         """Copies, interval, hand-overs and standby wishes for this moment."""
         outlook = Outlook(view=view, turns=self.turns, unknown=self.unknown)
-        departures = {device: self._departure(outlook, device) for device in view.owners}
-        loss_per_s = self._loss_per_s(outlook, departures)
+        ahead = None if self.chain is None else Ahead.of(view, self.chain)
+        departures = {
+            device: self._departure(outlook, device) if ahead is None else None
+            for device in view.owners
+        }
+        loss_per_s = self._loss_per_s(outlook, departures, ahead)
         # The holders are not known yet: the horizon's interval is that of a copy at the next stage.
         stages = view.plan.stages
         chain = [
@@ -82,7 +87,6 @@ class MobilityPolicy:
         ]
         first = tuned_interval(view, chain, loss_per_s, scale=self.interval_scale)
         horizon_s = self._horizon_s(view, first)
-        ahead = None if self.chain is None else Ahead.of(view, self.chain)
         prospects = [
             self._prospects(outlook, index, horizon_s, ahead)
             for index in range(len(view.plan.stages))
@@ -117,10 +121,14 @@ class MobilityPolicy:
         decisions, when what is seen changes and copies need not."""
         if self.handover is None or self.chain is None:
             return view.handovers
+        if not view.handovers and is_safe(view, self.chain):
+            return ()
         steps = None if view.standing is None else view.standing.interval_steps
         return planned_moves(view, self.chain, (steps or 0) * view.costs.step_s)
 
-    def _loss_per_s(self, outlook: Outlook, departures: Mapping[str, Departure | None]) -> float:
+    def _loss_per_s(
+        self, outlook: Outlook, departures: Mapping[str, Departure | None], ahead: Ahead | None
+    ) -> float:
         view = outlook.view
         crash, leave = [], []
         for device in sorted(view.plan.all_devices):
@@ -130,6 +138,12 @@ class MobilityPolicy:
             seen = 0.0 if departure is None else 1 / max(departure.leaves_s, 1.0)
             crash.append(crashes)
             leave.append(max(learned - crashes, seen))
+        if ahead is not None:
+            rows = rows_of(ahead, view.plan.devices)
+            leave += [
+                float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(rows)
+                if min(a, b) >= 0
+            ]  # fmt: skip
         missed = 1.0 if self.handover is None else self.missed_share
         return loss_rate_per_s(crash, leave, missed_share=missed)
 

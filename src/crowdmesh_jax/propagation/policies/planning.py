@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,21 @@ from ..policy import PolicyView
 
 KEEPS = 0.03
 """Moves under way are left for others only where g is lower by more than this."""
+
+
+SAFE = 0.02
+"""Chance that a link ends before the next look at which nothing else is looked at."""
+
+
+def is_safe(view: PolicyView, rule: ChainRule) -> bool:
+    """Whether no link of the pipeline is about to end: then moves can wait for the next decision,
+    which looks for better places too."""
+    ahead = Ahead.of(view, rule, view.plan.devices)
+    if ahead is None:
+        return True
+    owners = rows_of(ahead, view.plan.devices)
+    lead_s = rule.look_s + rule.far_s
+    return min(owners) >= 0 and ahead.broken_by(owners, lead_s) * lead_s <= SAFE
 
 
 def planned_moves(
@@ -66,8 +82,8 @@ def planned_moves(
     danger = ahead.broken_by(owners, lead_s) * max(0.0, loss_s - planned_s)
     if stays * (1 + danger) <= best_g + rule.gain:
         return ()
-    life_s = min((1 / float(ahead.rate_per_s[a, b]) for a, b in zip(owners, owners[1:], strict=False)),
-                 default=math.inf)  # fmt: skip
+    lives_s = [1 / float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(owners)]
+    life_s = min(lives_s, default=math.inf)
     return tuple(
         Handover(
             owner=stage.device,
@@ -125,9 +141,7 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
     rate = _rate(view)
     for index, stage in enumerate(view.plan.stages):
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
-        has = {
-            h.device for h in view.holdings if all(h.has(layer) for layer in stage.layers)
-        }
+        has = {h.device for h in view.holdings if all(h.has(layer) for layer in stage.layers)}
         for row, name in enumerate(ahead.ids):
             if row == owners[index]:
                 needs_s[index, row] = 0.0
