@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..propagation import Budget, Costs, Handover, Holding, PolicyView
-from .pipeline import SLOWDOWN, SNAPSHOT_S, Pipeline
+from .pipeline import COPIES, SLOWDOWN, SNAPSHOT_S, Pipeline
 from .transfers import Kind, Transfer
 from .world import MICROBATCHES
 
@@ -169,7 +169,7 @@ class Copying(Pipeline):
             sightings=seen.sightings,
             heard=heard,
             range_m=scenario.range_m,
-            budget=Budget(),
+            budget=Budget(copies=COPIES),
             holdings=tuple(holdings),
             standing=self._standing,
             handovers=self._handovers,

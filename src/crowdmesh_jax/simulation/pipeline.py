@@ -20,6 +20,9 @@ from .world import MICROBATCHES, SERVER, STEP_S, World, crowd_of, profile_of
 
 SNAPSHOT_S = 0.05
 SLOWDOWN = 0.1
+COPIES = 2
+"""Copies of a stage that a policy may ask for beside the owner's: as many as FTPipeHD's rule names,
+chain and central."""
 CHECKPOINT_STEPS = 600
 """Of all policies alike: a copy of everything to the server over the uplink."""
 

@@ -99,6 +99,8 @@ class Patched:
         return self.policy.take_over(view, lost)
 
 
+EXACT_NODES = 200
+"""Partial placements that are looked at: hundreds of decisions a run; the greedy is near."""
 FIXED_STEPS = 100
 """Interval of the ablation without an interval rule: that of FTPipeHD's code."""
 _REPLAYS = ("mobility", "next_stage")
@@ -143,6 +145,8 @@ def make_setup(
         options["device"] = SERVER
     if name == "mobility - hand-over":
         options["handover"] = None
+    if base == "mobility":
+        options["exact_nodes"] = EXACT_NODES
     policy: Any = make_replication_policy(base.removesuffix("_server"), **options)
     if name == "mobility - placement":
         policy = Patched(policy=policy, name=name, next_stage=True)
