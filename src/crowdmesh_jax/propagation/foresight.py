@@ -43,14 +43,14 @@ class ChainRule:
     """Numbers of the rule above: choices, tuned on the tuning seeds of all frozen scenarios
     together, the same everywhere."""
 
-    persistence_s: float = 60.0
+    persistence_s: float = 200.0
     """tau."""
-    turns: float = 0.1
-    drift_m: float = 1.0
+    turns: float = 0.05
+    drift_m: float = 0.5
     """After one second, of an offset."""
     candidates: int = 11
     """Devices that are looked at, the owners included: those with the best speed and links."""
-    gain: float = 0.01
+    gain: float = 0.03
     """g must be lower by so much, or nothing moves."""
     look_s: float = 3.0
     """Time from one decision to the next, and until the next step boundary."""

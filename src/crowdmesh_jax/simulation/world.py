@@ -34,7 +34,7 @@ STEP_S = 1.0
 """A step of a pipeline of devices at speed 1; the scenarios leave it open."""
 FLOPS_PER_S = 1e10
 MEMORY_BYTES = 4_000_000_000
-LONGEST = 10.0
+LONGEST = 4.0
 """A run is given up at so many times its useful work."""
 SMOOTHED = 8
 """Noisy velocities, one a second, that a device's mean is taken of while it goes straight."""
