@@ -1,17 +1,23 @@
 """Replication policies on the frozen scenarios, in virtual time: seconds until the work is done.
 
 Every policy meets the same movement, crashes and noise, seed by seed; `interval_scale` of each is
-tuned on the tuning seeds with the same tries (`--tune` does it anew and prints what belongs into
+tuned on the tuning seeds with the same tries (`--tune 1` does it anew and prints what belongs into
 src/crowdmesh_jax/simulation/tuned.py). Figures are of the reporting seeds. The floors are those of
 the project's task, of ours below the better of FTPipeHD's two central nodes.
 
-    python benchmarks/replication_policies.py [--seeds 20] [--ablation-seeds 20] [--tune] [--quick]
+    python benchmarks/replication_policies.py [--repeats 20] [--ablation-seeds 8] [--sumo-seeds 8]
+        [--only calm,waypoint] [--keep FILE] [--tune 1] [--quick]
+
+`--keep` appends each run to a file and takes what is there from it, so that a long try can go on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from _measure import Figure, arguments, report
@@ -20,18 +26,20 @@ from crowdmesh_jax.mobility import REPORTING_SEED
 from crowdmesh_jax.mobility import scenario as frozen
 from crowdmesh_jax.simulation import (
     ABLATIONS,
+    INTERVAL_SCALES,
     POLICIES,
     TRIES,
     TUNING_SEEDS,
     Comparison,
     Mean,
+    Outcome,
     World,
-    compare_policies,
+    simulate,
+    summarise,
     tune,
 )
 
 FLOORS = {"calm": 15.0, "gauss_markov": 25.0, "waypoint": 35.0, "sumo": None}
-RIVALS = tuple(name for name in POLICIES if name not in ("mobility", "none"))
 
 
 def tell_tuning(scenarios: tuple[str, ...], seeds: tuple[int, ...]) -> dict[str, Any]:
@@ -62,11 +70,12 @@ def below(comparison: Comparison, ours: str, theirs: str) -> list[float]:
 def mean_figure(name: str, values: list[float], unit: str, at_least: float | None = None) -> Figure:
     """A mean with its 95 % interval as the range."""
     mean = Mean.of(values)
+    half = mean.half_width or 0.0
     return Figure(
         name=name,
         value=float(f"{mean.value:.4g}"),
-        low=float(f"{mean.value - mean.half_width:.4g}"),
-        high=float(f"{mean.value + mean.half_width:.4g}"),
+        low=float(f"{mean.value - half:.4g}"),
+        high=float(f"{mean.value + half:.4g}"),
         repeats=len(values),
         unit=unit,
         at_least=at_least,
@@ -82,7 +91,8 @@ def figures_of(comparison: Comparison, scenario: str) -> list[Figure]:
         note = f" ({given_up} of {row.runs} given up)" if given_up else ""
         figures.append(mean_figure(f"{scenario}: {row.policy}{note}", times, "s"))
     rows = {row.policy: row.elapsed_s.value for row in comparison.rows}
-    neighbour = min(("neighbour", "neighbour_server"), key=lambda name: rows[name])
+    variants = [name for name in ("neighbour", "neighbour_server") if name in rows]
+    neighbour = min(variants, key=lambda name: rows[name])
     figures.append(
         mean_figure(
             f"{scenario}: mobility below {neighbour}",
@@ -91,7 +101,7 @@ def figures_of(comparison: Comparison, scenario: str) -> list[Figure]:
             FLOORS[scenario],
         )
     )
-    for rival in ("next_stage", "central"):
+    for rival in [name for name in ("next_stage", "central") if name in rows]:
         values = below(comparison, "mobility", rival)
         figures.append(mean_figure(f"{scenario}: mobility below {rival}", values, "%"))
     return figures
@@ -107,28 +117,69 @@ def ablation_figures(comparison: Comparison, scenario: str) -> list[Figure]:
     return figures
 
 
+def outcomes_of(
+    scenario: str, names: Sequence[str], seeds: Sequence[int], keep: Path | None
+) -> list[Outcome]:
+    """Runs, but for those that an interrupted try left in `keep`, a line of JSON each."""
+    lines = keep.read_text().splitlines() if keep is not None and keep.exists() else []
+    done = {(o.scenario, o.policy, o.seed): o for o in (Outcome(**json.loads(x)) for x in lines)}
+    found = []
+    for seed in seeds:
+        world = World(frozen(scenario), seed)
+        for name in names:
+            outcome = done.get((scenario, name, seed))
+            if outcome is None:
+                outcome = simulate(scenario, name, seed, world=world)
+                if keep is not None:
+                    with keep.open("a") as file:
+                        file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+            found.append(outcome)
+    return found
+
+
+def comparison_of(
+    scenario: str, names: Sequence[str], seeds: Sequence[int], keep: Path | None
+) -> Comparison:
+    """All of them, seed by seed."""
+    outcomes = outcomes_of(scenario, names, seeds, keep)
+    return Comparison(
+        scenario=scenario,
+        seeds=tuple(seeds),
+        rows=summarise(names, outcomes),
+        outcomes=tuple(outcomes),
+    )
+
+
 def main() -> None:
-    options: Any = arguments(__doc__, repeats=20, ablation_seeds=20, only="", tune=0)
+    options: Any = arguments(
+        __doc__, repeats=20, ablation_seeds=8, sumo_seeds=8, only="", tune=0, keep=""
+    )
     scenarios = tuple(FLOORS) if not options.only else tuple(options.only.split(","))
     if options.tune:
         print(json.dumps(tell_tuning(scenarios, TUNING_SEEDS), indent=1))
         return
-    count = 2 if options.quick else options.repeats
-    more = 1 if options.quick else min(count, options.ablation_seeds)
-    seeds = range(REPORTING_SEED, REPORTING_SEED + count)
+    keep = Path(options.keep) if options.keep else None
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     for name in scenarios if not options.quick else scenarios[:1]:
-        names = ("mobility", "neighbour") if options.quick else POLICIES
+        count = options.sumo_seeds if name == "sumo" else options.repeats
         if options.quick:
-            comparison = compare_policies(name, names, seeds)
-            values = below(comparison, *names)
+            seeds = range(REPORTING_SEED, REPORTING_SEED + 2)
+            comparison = comparison_of(name, ("mobility", "neighbour"), seeds, None)
+            values = below(comparison, "mobility", "neighbour")
             figures.append(mean_figure(f"{name}: mobility below neighbour", values, "%"))
             continue
-        comparison = compare_policies(name, names, seeds)
+        seeds = range(REPORTING_SEED, REPORTING_SEED + count)
+        # Where no run gets anywhere there is nothing to take apart.
+        parts_seeds = () if name == "sumo" else seeds[: options.ablation_seeds]
+        names = ("mobility", "neighbour") if name == "sumo" else POLICIES
+        comparison = comparison_of(name, names, seeds, keep)
         figures += figures_of(comparison, name)
-        parts = compare_policies(name, ("mobility", "neighbour", *ABLATIONS), seeds[:more])
-        figures += ablation_figures(parts, name)
+        rows = list(comparison.rows)
+        if parts_seeds:
+            parts = comparison_of(name, ("mobility", "neighbour", *ABLATIONS), parts_seeds, keep)
+            figures += ablation_figures(parts, name)
+            rows += parts.rows[2:]
         details[name] = {
             "rows": [
                 {
@@ -138,7 +189,7 @@ def main() -> None:
                     "losses": row.losses, "handovers": row.handovers, "waves": row.waves,
                     "restores": row.restores,
                 }
-                for row in (*comparison.rows, *parts.rows[2:])
+                for row in rows
             ],
             "elapsed_s": {
                 policy: [round(o.elapsed_s, 3) for o in comparison.outcomes if o.policy == policy]
@@ -148,12 +199,17 @@ def main() -> None:
         print(f"{name}: done", file=sys.stderr, flush=True)
     report(
         "replication_policies",
-        f"virtual seconds until 3,600 s of work are done, mean and 95 % interval of {count} seeds"
-        f" from {REPORTING_SEED} on (parts left out: {more} seeds), intervals tuned on"
-        f" {len(TUNING_SEEDS)} others with {len(TRIES)} tries for each policy and scenario",
+        "virtual seconds until 3,600 s of work are done, mean and 95 % interval over seeds"
+        f" from {REPORTING_SEED} on; intervals tuned on {len(TUNING_SEEDS)} other seeds with"
+        f" {len(TRIES)} tries for each policy and scenario",
         figures,
         quick=options.quick,
-        settings={"seeds": count, "ablation_seeds": more},
+        settings={
+            "seeds": options.repeats,
+            "ablation_seeds": options.ablation_seeds,
+            "sumo_seeds": options.sumo_seeds,
+            "interval_scales": INTERVAL_SCALES,
+        },
         details=details,
     )
 

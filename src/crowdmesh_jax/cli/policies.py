@@ -97,7 +97,7 @@ def _show(comparison: Comparison) -> None:
     columns = ("policy", "time to finish", "below neighbour", "useful", "redone", "waiting",
                "detection", "transfer", "restart", "switching", "overhead", "losses",
                "moves")  # fmt: skip
-    rows = [_cells(row, len(comparison.seeds)) for row in comparison.rows]
+    rows = [_cells(row) for row in comparison.rows]
     print_table(columns, rows, right=columns[1:])
     seeds = comparison.seeds
     print(
@@ -106,9 +106,9 @@ def _show(comparison: Comparison) -> None:
     )
 
 
-def _cells(row: Row, seeds: int) -> Sequence[str]:
-    def mean(value: float, half: float, digits: int) -> str:
-        around = "" if seeds == 1 else f" +- {half:.{digits}f}"
+def _cells(row: Row) -> Sequence[str]:
+    def mean(value: float, half: float | None, digits: int) -> str:
+        around = "" if half is None else f" +- {half:.{digits}f}"
         return f"{value:.{digits}f}{around}"
 
     time = mean(row.elapsed_s.value, row.elapsed_s.half_width, 0)
@@ -116,7 +116,8 @@ def _cells(row: Row, seeds: int) -> Sequence[str]:
         time = f"> {time} ({row.finished}/{row.runs} done)"
     below = "-"
     if row.below is not None:
-        below = mean(100 * row.below.value, 100 * row.below.half_width, 1) + " %"
+        half = row.below.half_width
+        below = mean(100 * row.below.value, None if half is None else 100 * half, 1) + " %"
     return (
         row.policy, time, below, *(f"{seconds:.0f}" for seconds in row.split_s.values()),
         f"{row.losses:.1f}", f"{row.handovers:.1f}",

@@ -46,7 +46,7 @@ class ChainRule:
     persistence_s: float = 200.0
     """tau."""
     turns: float = 0.05
-    drift_m: float = 0.5
+    drift_m: float = 0.3
     """After one second, of an offset."""
     candidates: int = 11
     """Devices that are looked at, the owners included: those with the best speed and links."""

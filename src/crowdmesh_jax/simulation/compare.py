@@ -25,15 +25,15 @@ class Mean:
     """A mean with its 95 % interval (Student's t; seeds are independent)."""
 
     value: float
-    half_width: float
-    """NaN of one value."""
+    half_width: float | None
+    """None of one value."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
         """Of at least one value."""
         count = len(values)
         if count == 1:
-            return cls(value=values[0], half_width=math.nan)
+            return cls(value=values[0], half_width=None)
         error = statistics.stdev(values) / math.sqrt(count)
         return cls(value=statistics.fmean(values), half_width=_t975(count - 1) * error)
 

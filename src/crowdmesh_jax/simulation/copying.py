@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..core import DeviceId
 from ..propagation import Budget, Costs, Handover, Holding, PolicyView
 from .pipeline import COPIES, SLOWDOWN, SNAPSHOT_S, Pipeline
 from .transfers import Kind, Transfer
@@ -137,16 +138,8 @@ class Copying(Pipeline):
             heard = replace(heard, present=present)
         scenario = self._scenario
         replay = MICROBATCHES / (MICROBATCHES + self._stages - 1) if self._setup.replay else 1.0
-        size = scenario.state_bytes_per_stage
         holdings = [
-            Holding(
-                device=self._plan(self.owners).devices[0].__class__(self._names[row]),
-                first_layer=stage,
-                last_layer=stage,
-                version=max(self.copies.versions[stage].get(row) or {0}),
-                age_s=0.0,
-                size_bytes=size,
-            )
+            self._holding(stage, row)
             for stage in range(self._stages)
             for row in sorted(self.copies.old_bytes[stage])
             if row != self._server and row != self.owners[stage]
@@ -174,6 +167,20 @@ class Copying(Pipeline):
             standing=self._standing,
             handovers=self._handovers,
         )
+
+    def _holding(self, stage: int, row: int) -> Holding:
+        version = max(self.copies.versions[stage].get(row) or {0})
+        key = (stage, row, version)
+        if key not in self._holdings:
+            self._holdings[key] = Holding(
+                device=DeviceId(self._names[row]),
+                first_layer=stage,
+                last_layer=stage,
+                version=version,
+                age_s=0.0,
+                size_bytes=self._scenario.state_bytes_per_stage,
+            )
+        return self._holdings[key]
 
     def _hand_over(self, wanted: Sequence[Handover]) -> None:
         """Starts to send state ahead, and gives up what is not wanted any more."""

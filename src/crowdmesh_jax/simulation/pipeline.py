@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 from typing import Literal
 
+import numpy as np
+
 from ..core import PipelinePlan, ReplicaPlan
 from ..core.cost import step_time_s
-from ..propagation import Handover
+from ..propagation import Handover, Holding
 from .copies import Copies
 from .outcome import CAUSES, Cause
 from .setups import Setup
@@ -51,6 +53,7 @@ class Pipeline:
         self._steps = max(1, round(world.scenario.work_s / STEP_S))
         self._checkpoint_steps = checkpoint_steps
         self._step_times: dict[Chain, float] = {}
+        self._holdings: dict[tuple[int, int, int], Holding] = {}
         self._plans: dict[Chain, PipelinePlan] = {}
         self.spent: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
         self.count = dict.fromkeys(
@@ -85,6 +88,8 @@ class Pipeline:
         """Whether a recovery is under way, so that a link that returns does not end it."""
         self._replay_s = 0.0
         self._consult = True
+        self._none_in: np.ndarray | None = None
+        """Who was near whom when no chain was found last."""
         # The first chain is the same for all: nothing is known yet but places and speeds.
         chain = world.first_chain
         self.owners: Chain = chain or ()

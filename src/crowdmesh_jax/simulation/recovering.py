@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .copying import Copying
 from .setups import Foresighted
 from .takers import Chain, Vacancy, fastest
@@ -77,8 +79,10 @@ class Recovering(Copying):
             stuck = any(not self._there[t.source] for t in self._air.all if t.kind == "fetch")
             if self._broken() or stuck:
                 self._stop()
-        if self.phase == "wait" and (self.now_s == self._second):
-            self._recover()
+        if self.phase == "wait" and self.now_s == self._second:
+            near = self._world.seen(self._second).near
+            if self._none_in is None or not np.array_equal(near, self._none_in):
+                self._recover()
 
     def _stop(self) -> None:
         """Silence: nobody knows yet whether it lasts."""
@@ -116,6 +120,8 @@ class Recovering(Copying):
             chain: Chain | None = self.owners
         else:
             chain = self._successors(silent)
+        # Whether there is a chain depends on nothing but who is near whom.
+        self._none_in = self._world.seen(self._second).near if chain is None else None
         if chain is None:
             self.phase = "wait"
             return

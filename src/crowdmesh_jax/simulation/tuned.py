@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-TRIES = (0.15, 0.25, 0.4, 0.6, 1.0, 1.6, 2.5, 4.0)
-TUNING_SEEDS = tuple(range(8))
+TRIES = (0.25, 0.5, 1.0, 2.0, 4.0)
+TUNING_SEEDS = tuple(range(4))
 INTERVAL_SCALES: Mapping[str, Mapping[str, float]] = {}

@@ -21,6 +21,8 @@ from .common import tuned_interval
 from .planning import is_safe, planned_moves, successors
 
 LEAST_HORIZON_S = 30.0
+HOLDERS = 8
+"""Devices that placement looks at for each stage, where all are in sight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +208,9 @@ class MobilityPolicy:
             found.append(
                 Prospect(device=device.id, presence=presence, speed=device.flops_per_s / fastest)
             )
-        return tuple(found)
+        # The most valuable ones: a placement of few copies needs no others.
+        best = sorted(found, key=lambda p: (-p.presence * p.speed, p.device))[:HOLDERS]
+        return tuple(sorted(best, key=lambda p: p.device))
 
     def _placed(
         self, outlook: Outlook, prospects: list[tuple[Prospect, ...]], horizon_s: float
