@@ -89,7 +89,10 @@ def _without(state: ControlState, device: str) -> dict[str, float]:
 def _on_departing(turn: _Turn, event: ev.Departing) -> None:
     state = turn.state
     leaves_s = turn.now_s + event.leaves_in_s
-    turn.set(departing={**state.departing, event.device: leaves_s})
+    turn.set(
+        departing={**state.departing, event.device: leaves_s},
+        heirs={**state.heirs, event.device: event.to},
+    )
     _hand_over_when_due(turn)
 
 
@@ -130,9 +133,13 @@ def _hand_over_when_due(turn: _Turn) -> None:
             continue
         holds, key = _holders_of(state.holders, stage.first_layer), state.keys[index]
 
-        def rank(device: str, holds: Any = holds, key: str = key) -> tuple[bool, bool, int]:
+        heir = state.heirs.get(stage.device)
+
+        def rank(
+            device: str, holds: Any = holds, key: str = key, heir: Any = heir
+        ) -> tuple[bool, bool, bool, int]:
             is_ready = key in state.ready.get(device, ())
-            return not is_ready, device not in holds, idle.index(device)
+            return not is_ready, device != heir, device not in holds, idle.index(device)
 
         best = min(idle, key=rank)
         left_s = state.departing[stage.device] - turn.now_s
@@ -242,6 +249,14 @@ def _on_step(turn: _Turn, event: ev.StepCommitted) -> None:
         turn.set(wave_steps_s=(*state.wave_steps_s, event.step_s))
     else:
         turn.set(usual_s=(*state.usual_s, event.step_s)[-WINDOW:])
+
+
+def _on_holders_wanted(turn: _Turn, event: ev.HoldersWanted) -> None:
+    state = turn.state
+    if state.is_running and event.holders != state.holders:
+        turn.set(holders=event.holders)
+        turn.do(ev.AskHolders(holders=event.holders))
+        _compile_for_idle(turn)
 
 
 def _on_wave_kept(turn: _Turn, event: ev.WaveKept) -> None:
@@ -392,5 +407,6 @@ _HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
     ev.PlanSolved: _on_solved,
     ev.OwnersNeeded: _on_need,
     ev.WaveKept: _on_wave_kept,
+    ev.HoldersWanted: _on_holders_wanted,
     ev.Tick: _on_tick,
 }

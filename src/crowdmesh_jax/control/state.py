@@ -95,6 +95,8 @@ class ControlState:
     wish_reason: str = ""
     departing: Mapping[str, float] = field(default_factory=dict)
     """Device -> when it leaves."""
+    heirs: Mapping[str, str] = field(default_factory=dict)
+    """Device -> who is wanted for its stage."""
 
     def idle(self) -> tuple[str, ...]:
         """Members without a stage."""

@@ -29,13 +29,15 @@ from ..protocol import coordinator_events as ev
 from ..protocol import record_to_plain, records
 from ..protocol.common import BestRule, NonFinitePolicy, Tie
 from ..protocol.coordinator_events import Deadlines, RecoveryTerms
+from ..protocol.evidence import LayerHolders
 from ..record import Journal, RunFolder, read_manifest
 from .callbacks import Control
 from .crew import Crew
 from .evaluation import EvaluationSet
 from .memory import MemoryReport, memory_table
 from .outfit import Outfitter
-from .policy import Planner, first_holders
+from .placing import Placer, first_holders
+from .policy import Planner
 from .predict import predict_run
 from .recovery import Recovery, RecoveryEvent
 from .result import (
@@ -89,6 +91,7 @@ class Session:
         notes: Mapping[str, Any] | None,
         recovery: Recovery | None,
         planner: Planner,
+        placer: Placer | None,
     ) -> None:
         self.job, self.crew, self.data, self.first_plan = job, crew, data, plan
         self.plan, self.bundles = known[-1]
@@ -101,7 +104,7 @@ class Session:
         self.outfitter = Outfitter(crew.crowd, data, held_out)
         for its_plan, bundles in known:
             self.outfitter.learn(its_plan, bundles)
-        self.planner = planner
+        self.planner, self.placer = planner, placer
         self._records: tuple[records.Record, ...] = ()
         """Of a run that is taken up."""
         self._lost_rows = 0
@@ -191,6 +194,7 @@ class Session:
                 load_state=load_state,
                 terms=self._control_terms(),
                 planner=self.planner,
+                placer=self.placer,
                 policy_log=stack.enter_context(folder.policy()) if self.recovery else None,
                 source=self.data,
                 eval_source=self.evaluation.source if self.evaluation is not None else None,
@@ -249,7 +253,7 @@ class Session:
                 "evaluate": self._evaluation_config(),
                 "keep_best": None if self.rule is None else [self.rule.metric, self.rule.mode],
                 "resumed_at": self.base or None,
-                "recovery": self.recovery,
+                "recovery": self.recovery and self.recovery.to_record(),
             },
             "notes": self.notes,
             "crowd": self.crew.crowd,
@@ -302,14 +306,27 @@ class Session:
         planned = [str(device) for device in self.plan.devices]
         spares = [device for device in self.crew.hellos if device not in planned]
         return RecoveryTerms(
-            holders=first_holders(
-                self.plan, sorted([*planned, *spares]), copies=self.recovery.copies
-            ),
+            holders=self._first_holders(sorted([*planned, *spares])),
             wave_every=self.recovery.first_wave_every,
             log_steps=self._log_steps(self.recovery),
             return_s=self.recovery.return_s,
             attach_s=ATTACH_S,
         )
+
+    def _first_holders(self, party: list[str]) -> tuple[LayerHolders, ...]:
+        assert self.recovery is not None
+        if self.placer is None:
+            return first_holders(self.plan, party, copies=self.recovery.copies)
+        for device in party:
+            self.placer.presence.joined(device)
+        planned_s = self.prediction.step_s if self.prediction is not None else 1.0
+        decision = self.placer.decide(self.plan, planned_s)
+        for item in decision.unprotected:
+            logger.warning(
+                "layers %d-%d of %s have no copy (%s): a loss there goes back to the newest"
+                " checkpoint", item.first_layer, item.last_layer, item.owner, item.detail,
+            )  # fmt: skip
+        return self.placer.holders(decision, self.plan, party)
 
     def _log_steps(self, recovery: Recovery) -> int:
         boundary_bytes = 0
