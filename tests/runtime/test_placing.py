@@ -78,3 +78,34 @@ def test_sightings_of_another_crowd_are_refused():
     job, _ = small_job()
     with pytest.raises(InvalidValueError, match="watch gave 1 rows, the crowd has 4"):
         placer("mobility", watch=lambda: seen).decide(even_plan(job, 2), 0.1)
+
+
+def test_copies_go_where_there_is_room_and_what_has_none_is_said():
+    from crowdmesh_jax.protocol import messages
+    from crowdmesh_jax.protocol.owners import ring_holders
+    from crowdmesh_jax.runtime.placing import copy_room, unprotected
+
+    job, data = small_job()
+    plan = even_plan(job, 2)
+    inputs, targets = job.microbatch_specs(data.batch(0))
+    from crowdmesh_jax.export import build_bundles
+
+    leaves = [b.manifest.resident for b in build_bundles(job, plan, inputs, targets)]
+    names = [layer.name for layer in job.model.layers]
+
+    def hello(size: float) -> messages.Hello:
+        return messages.Hello(resources={"copies_bytes": size})
+
+    room = copy_room(leaves, {}, names)
+    first, second = (room.needs(stage) for stage in plan.stages)
+    assert first > second > 0
+    hellos = {"device-0": hello(second), "device-1": hello(0), "device-2": hello(first)}
+    room = copy_room(leaves, hellos, names)
+    holders = ring_holders(plan, NAMES[:3], copies=1, room=room)  # type: ignore[arg-type]
+    assert [entry.devices for entry in holders] == [("device-2",), ("device-0",)]
+    assert unprotected(plan, holders, room) == []
+    full = copy_room(leaves, {name: hello((first + second) / 2) for name in NAMES}, names)
+    holders = ring_holders(plan, NAMES[:3], copies=1, room=full)  # type: ignore[arg-type]
+    (note,) = unprotected(plan, holders, full)
+    assert "layers 0-1 of device-0 have no copy" in note
+    assert "--copies-mb" in note

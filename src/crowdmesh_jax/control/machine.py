@@ -355,9 +355,10 @@ def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
     }
     leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
-    choice = choose_owners(staying, facts=facts, copies=state.terms.copies)
+    copies, room = state.terms.copies, state.terms.room
+    choice = choose_owners(staying, facts=facts, copies=copies, room=room)
     if choice.plan is None and leaving:
-        choice = choose_owners(need, facts=facts, copies=state.terms.copies)
+        choice = choose_owners(need, facts=facts, copies=copies, room=room)
     if choice.plan is not None or not need.devices:
         turn.do(ev.Answer(epoch=need.epoch, choice=choice))
         return
@@ -391,7 +392,8 @@ def _answer_with(turn: _Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 
 def _answer(turn: _Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
-    holders = ring_holders(plan, need.devices, copies=turn.state.terms.copies)
+    terms = turn.state.terms
+    holders = ring_holders(plan, need.devices, copies=terms.copies, room=terms.room)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))

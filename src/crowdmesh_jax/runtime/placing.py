@@ -19,6 +19,7 @@ from ..core import Crowd, ModelProfile, PipelinePlan, ReplicaPlan
 from ..core.crowd import DeviceId
 from ..errors import InvalidValueError
 from ..mobility import Sessions, Sightings
+from ..programs.manifest import LeafSpec
 from ..propagation import (
     Budget,
     Costs,
@@ -30,7 +31,8 @@ from ..propagation import (
     ReplicationPolicy,
 )
 from ..protocol.evidence import LayerHolders
-from ..protocol.owners import ring_holders
+from ..protocol.messages import Hello
+from ..protocol.owners import CopyRoom
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +162,35 @@ class Placer:
         )
 
 
-def first_holders(
-    plan: PipelinePlan, devices: Sequence[str], *, copies: int
-) -> tuple[LayerHolders, ...]:
-    """Who keeps the copies of whose layers, where no policy says otherwise."""
-    return ring_holders(plan, [DeviceId(device) for device in devices], copies=copies)
+def copy_room(
+    layers: Sequence[Sequence[LeafSpec]], hellos: Mapping[str, Hello], names: Sequence[str]
+) -> CopyRoom:
+    """What copies of each layer take, and what each device said that it keeps for them.
+
+    Args:
+        layers: Per stage, in order, the leaves that it holds.
+        names: Of the layers, in order.
+    """
+    sizes = dict.fromkeys(names, 0)
+    for leaves in layers:
+        for leaf in leaves:
+            if leaf.layer in sizes and leaf.role != "borrowed":
+                sizes[leaf.layer] += leaf.size_bytes
+    limits = {
+        device: hello.resources["copies_bytes"]
+        for device, hello in hellos.items()
+        if "copies_bytes" in hello.resources
+    }
+    return CopyRoom(layer_bytes=tuple(sizes[name] for name in names), device_bytes=limits)
+
+
+def unprotected(plan: PipelinePlan, holders: Sequence[LayerHolders], room: CopyRoom) -> list[str]:
+    """What is lost with which device, in words, where no copy fits anywhere."""
+    kept = {entry.first_layer for entry in holders if entry.devices}
+    return [
+        f"layers {stage.first_layer}-{stage.last_layer} of {stage.device} have no copy: it takes"
+        f" {room.needs(stage) / 1e6:.3g} MB, and no other device keeps so much free for copies"
+        " (--copies-mb of its agent)"
+        for stage in plan.stages
+        if stage.first_layer not in kept
+    ]

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..control import ControlTerms
 from ..core import PipelinePlan, Prediction, Timeline, schedule_for
+from ..core.crowd import DeviceId
 from ..data import DataSource
 from ..errors import RecordError
 from ..export import assemble
@@ -30,13 +31,14 @@ from ..protocol import record_to_plain, records
 from ..protocol.common import BestRule, NonFinitePolicy, Tie
 from ..protocol.coordinator_events import Deadlines, RecoveryTerms
 from ..protocol.evidence import LayerHolders
+from ..protocol.owners import CopyRoom, ring_holders
 from ..record import Journal, RunFolder, read_manifest
 from .callbacks import Control
 from .crew import Crew
 from .evaluation import EvaluationSet
 from .memory import MemoryReport, memory_table
 from .outfit import Outfitter
-from .placing import Placer, first_holders
+from .placing import Placer, copy_room, unprotected
 from .policy import Planner
 from .predict import predict_run
 from .recovery import Recovery, RecoveryEvent
@@ -314,19 +316,34 @@ class Session:
         )
 
     def _first_holders(self, party: list[str]) -> tuple[LayerHolders, ...]:
+        """Who keeps which copies at first; what stays without one is said before training."""
         assert self.recovery is not None
         if self.placer is None:
-            return first_holders(self.plan, party, copies=self.recovery.copies)
-        for device in party:
-            self.placer.presence.joined(device)
-        planned_s = self.prediction.step_s if self.prediction is not None else 1.0
-        decision = self.placer.decide(self.plan, planned_s)
-        for item in decision.unprotected:
-            logger.warning(
-                "layers %d-%d of %s have no copy (%s): a loss there goes back to the newest"
-                " checkpoint", item.first_layer, item.last_layer, item.owner, item.detail,
-            )  # fmt: skip
-        return self.placer.holders(decision, self.plan, party)
+            devices, copies = [DeviceId(device) for device in party], self.recovery.copies
+            holders = ring_holders(self.plan, devices, copies=copies, room=self._room())
+            notes = unprotected(self.plan, holders, self._room())
+        else:
+            for device in party:
+                self.placer.presence.joined(device)
+            planned_s = self.prediction.step_s if self.prediction is not None else 1.0
+            decision = self.placer.decide(self.plan, planned_s)
+            holders = self.placer.holders(decision, self.plan, party)
+            notes = [
+                f"layers {item.first_layer}-{item.last_layer} of {item.owner} have no copy:"
+                f" {item.detail}"
+                for item in decision.unprotected
+            ]
+        if notes:
+            rest = "a loss there takes everyone back to the newest checkpoint"
+            detail = "; ".join([*notes, rest])
+            logger.warning("%s", detail)
+            self.tell(PhaseEvent(phase="protection", detail=detail))
+        return holders
+
+    def _room(self) -> CopyRoom:
+        leaves = [bundle.manifest.resident for bundle in self.bundles]
+        names = [layer.name for layer in self.job.model.layers]
+        return copy_room(leaves, self.crew.hellos, names)
 
     def _log_steps(self, recovery: Recovery) -> int:
         boundary_bytes = 0
@@ -343,6 +360,7 @@ class Session:
         leaves = [crowd.device(device).leave_hazard_per_s for device in self.plan.devices]
         return ControlTerms(
             copies=self.recovery.copies,
+            room=self._room(),
             learn_interval=self.recovery.wave_every is None,
             loss_per_s=sum(leaves) + len(leaves) * self.recovery.crash_per_s,
             most_steps=max(1, self._log_steps(self.recovery) // 2),
