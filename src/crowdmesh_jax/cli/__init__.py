@@ -19,10 +19,24 @@ from collections.abc import Sequence
 from .. import __version__
 from ..core.folders import cache_folder
 from ..errors import CrowdMeshError, InterruptedRunError
-from . import coalitions, crowd, demo, mobility, models, plan, profile, report, solvers, train
+from . import (
+    coalitions,
+    crowd,
+    demo,
+    mobility,
+    models,
+    plan,
+    profile,
+    replicas,
+    report,
+    solvers,
+    train,
+)
 from .console import show_error
 
-COMMANDS = (demo, crowd, mobility, coalitions, plan, profile, train, report, models, solvers)
+COMMANDS = (
+    demo, crowd, mobility, coalitions, plan, profile, train, report, replicas, models, solvers,
+)  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -35,6 +49,7 @@ examples:
   crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
   crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/
   crowdmesh report runs/NAME                       a page of what a run did
+  crowdmesh replicas runs/NAME                     who holds copies, and what a loss would cost
   crowdmesh COMMAND --help                         options and examples of a command
 """
 
