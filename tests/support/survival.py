@@ -54,6 +54,8 @@ RECOVERY_KINDS = (
     ("send-Report", "before"), ("send-Report", "after"), ("take-Install", "before"),
     ("send-Ready", "before"), ("take-Resume", "before"), ("send-FetchLog", "after"),
 )  # fmt: skip
+REPLAYING = ("replay", "send-FetchLog")
+"""Kinds that there are only where a step is replayed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +277,7 @@ class Stage:
         self._crew, self._mortals, self._folder = crew, mortals, folder
         self._armed = 0
         self._plan = plan_of(trial.family, trial.stages)
-        self._outside: list[tuple[Blow, int]] = []
+        self._outside: list[Order] = []
 
     def gates(self) -> dict[int, Callable[[], bool]]:
         blows = self.story.trial.blows
@@ -297,12 +299,17 @@ class Stage:
     def _put(self, index: int) -> None:
         self._armed = index + 1
         blow = self.story.trial.blows[index]
+        if blow.then is not None and blow.then.kind.startswith(REPLAYING):
+            # Between two waves, so that there is something to replay.
+            wave = [r["version"] for r in journal(self._folder) if r["kind"] == "Wave"][-1]
+            step = blow.order.step
+            while (step - wave) % WAVE_EVERY not in (2, 3):
+                step += 1
+            blow = replace(blow, order=replace(blow.order, step=step))
         if blow.order.kind == "outside":
-            self._outside.append((blow, len(self._outside)))
+            self._outside.append(blow.order)
         else:
             self._mortals.order(blow.order)
-        if blow.then is not None and blow.order.kind == "outside":
-            self._mortals.order(blow.then)
 
     def see(self, event: Any) -> None:
         """An event of the run."""
@@ -314,8 +321,8 @@ class Stage:
             is_due = self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step
             if is_due and self.story.trial.ships:
                 self._arm(self._armed)
-            while self._outside and event.step + 1 >= self._outside[0][0].order.step:
-                self._kill(self._outside.pop(0)[0].order)
+            while self._outside and event.step + 1 >= self._outside[0].step:
+                self._kill(self._outside.pop(0))
 
     def _kill(self, order: Order) -> None:
         device = str(self._plan.stages[order.stage or 0].device)
@@ -331,7 +338,7 @@ class Stage:
             now = set(self._mortals.fired())
             for blow in self.story.trial.blows:
                 new = blow.order.name in now - fired
-                if new and blow.then is not None and blow.order.kind != "outside":
+                if new and blow.then is not None:
                     self._mortals.order(blow.then)
             fired = now
             for device, pid in seen.items():

@@ -26,6 +26,7 @@ from . import (
     mobility,
     models,
     plan,
+    policies,
     profile,
     replicas,
     report,
@@ -35,7 +36,8 @@ from . import (
 from .console import show_error
 
 COMMANDS = (
-    demo, crowd, mobility, coalitions, plan, profile, train, report, replicas, models, solvers,
+    demo, crowd, mobility, policies, coalitions, plan, profile, train, report, replicas, models,
+    solvers,
 )  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -45,6 +47,7 @@ examples:
   crowdmesh demo                                   four unequal processes train, one is killed
   crowdmesh crowd campus -o campus.toml            a realistic crowd, as a file
   crowdmesh mobility --scenario waypoint           how its devices would move
+  crowdmesh policies --scenario calm               what a policy of copies would save there
   crowdmesh coalitions --crowd campus.toml         who would train together
   crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
   crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/

@@ -32,7 +32,12 @@ from .coordinator_change import (
     open_when_still,
     pause,
 )
-from .coordinator_checkpoints import ask_snapshot_when_due, on_checkpoint_written, on_stage_state
+from .coordinator_checkpoints import (
+    ask_snapshot_when_due,
+    on_checkpoint_failed,
+    on_checkpoint_written,
+    on_stage_state,
+)
 from .coordinator_evaluation import (
     note_evaluate_mark,
     on_best_written,
@@ -134,7 +139,10 @@ def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
     note_wave_mark(turn, message)
     turn.set(wait=step_wait(turn.state, turn.now_s))
     if Mark.SNAPSHOT in message.marks:
-        turn.set(wave_open=True, wave_version=message.step + 1)
+        # Its shards may have overtaken this word of it, and be written by now.
+        version = message.step + 1
+        is_open = version > max(state.checkpoint, state.missed)
+        turn.set(wave_open=is_open, wave_version=version)
     limit_s, why = closing_deadline_s(turn.state), "set for the last wave"
     if Mark.FINISH in message.marks:
         wait = turn.wait_for("the result", state.devices, limit_s, why)
@@ -237,6 +245,7 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
     ev.MemberLost: on_member_lost,
     ev.CheckpointWritten: on_checkpoint_written,
+    ev.CheckpointFailed: on_checkpoint_failed,
     ev.BestWritten: on_best_written,
     ev.StopAsked: on_stop_asked,
     ev.CheckpointAsked: on_checkpoint_asked,

@@ -160,6 +160,8 @@ class CoordinatorState:
     """Version at which the last wave was asked for."""
     checkpoint: int = 0
     """Newest version that is safe."""
+    missed: int = 0
+    """Newest version whose checkpoint could not be written."""
     awaited: tuple[int, ...] = ()
     """Versions whose evaluate mark was committed and whose values have not come."""
     last_evaluated: int | None = None

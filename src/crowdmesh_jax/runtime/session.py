@@ -104,6 +104,7 @@ class Session:
         self.planner = planner
         self._records: tuple[records.Record, ...] = ()
         """Of a run that is taken up."""
+        self._lost_rows = 0
         self.recoveries: list[RecoveryEvent] = []
         self.base = resumed.version if resumed is not None else 0
         self.taken_up = resumed.unfinished if resumed is not None else None
@@ -384,6 +385,9 @@ class Session:
                 self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
             case ev.StepShown():
                 self._show_step(news)
+            case ev.CheckpointMissed(version=version, fault=fault):
+                logger.error("no checkpoint of version %d: %s; the older one stands", version,
+                             fault.text)  # fmt: skip
             case ev.EvaluationShown(version=version, values=values):
                 self._show_evaluation(version, values)
             case RecoveryEvent():
@@ -398,7 +402,10 @@ class Session:
 
     def _show_recovery(self, event: RecoveryEvent) -> None:
         self.recoveries.append(event)
-        self.folder.add_recovery(event)
+        try:
+            self.folder.add_recovery(event)
+        except RecordError as exc:
+            logger.error("%s; this recovery is in no file", exc.message)
         self.trace.recovered(event)
         logger.info("%s", event.line())
         if event.plan is not None and event.plan != self.plan:
@@ -425,8 +432,19 @@ class Session:
         assert self.evaluation is not None
         self.evaluations[version] = dict(values)
         row = {name: _jsonable(value) for name, value in values.items()}
-        self.metric_lines.append({"version": version, "eval": row})
+        self._write_row({"version": version, "eval": row})
         self.tell(EvaluationEvent(version=version, values=values, rows=self.evaluation.rows))
+
+    def _write_row(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics; where the run recovers, a full disk costs rows, not the run."""
+        try:
+            self.metric_lines.append(row)
+        except RecordError as exc:
+            if self.recovery is None:
+                raise
+            if not self._lost_rows:
+                logger.error("%s; rows of metrics are lost until there is room", exc.message)
+            self._lost_rows += 1
 
     def _show_step(self, news: ev.StepShown) -> None:
         values = dict(news.values)
@@ -436,7 +454,7 @@ class Session:
             self.metrics.setdefault(name, []).append(value)
         if news.step_s is not None and not news.has_evaluated:
             self.step_times.append(news.step_s)
-        self.metric_lines.append(
+        self._write_row(
             {"step": news.step, "loss": _jsonable(loss), "step_s": news.step_s}
             | {name: _jsonable(value) for name, value in values.items()}
             | ({"has_evaluated": True} if news.has_evaluated else {})
