@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         crowd=None,
         use_all=True,
         measure=True,
+        wave_every=8,
         replan=False,  # other cuts would round differently, and the end is compared bit by bit
     )
 
