@@ -34,7 +34,7 @@ long: $(VENV)/.dev  ## what is too long for CI
 
 # In the order of their length. `drift` (docs/exactness.md) has a target of its own.
 BENCHMARKS := mobility codec transport kernels stage_split pipeline prediction torch_pipeline memory
-BENCHMARKS += startup presets solvers partition coalitions
+BENCHMARKS += startup presets solvers partition replication_policies coalitions
 
 bench: $(VENV)/.dev $(VENV)-bench/.torch  ## benchmarks; results go into benchmarks/results and docs
 	@missed=""; for name in $(BENCHMARKS); do \

@@ -1,7 +1,9 @@
 """Writes the tables of docs/benchmarks.md from the result files. `--check` only compares.
 
-Between `<!-- figures: NAME -->` and `<!-- end -->` stands what `results/NAME.json` says; nothing
-else is touched. So figures are retaken by `make bench` and shown by this command, never typed.
+Between `<!-- figures: NAME -->` and `<!-- end -->` stands what `results/NAME.json` says, between
+`<!-- split: NAME PART -->` and `<!-- end -->` (docs/policies_compared.md) the rows of one part of
+its details; nothing else is touched. So figures are retaken by `make bench` and shown by this
+command, never typed.
 
     python benchmarks/render.py [--check]
 """
@@ -11,14 +13,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from _measure import RESULTS, Figure, read_figures
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+SPLIT_PAGE = PAGE.with_name("policies_compared.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SPLIT = re.compile(r"(<!-- split: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(text: str, results: Path = RESULTS) -> str:
@@ -31,7 +35,34 @@ def render(text: str, results: Path = RESULTS) -> str:
         result = json.loads(path.read_text())
         return f"{match[1]}{table(result)}{match[3]}"
 
-    return BLOCK.sub(block, text)
+    def split(match: re.Match[str]) -> str:
+        path = results / f"{match[2]}.json"
+        details = json.loads(path.read_text())["details"] if path.exists() else {}
+        if match[3] not in details:
+            return f"{match[1]}Not taken yet: `python benchmarks/{match[2]}.py`.\n{match[4]}"
+        return f"{match[1]}{split_table(details[match[3]]['rows'])}{match[4]}"
+
+    return SPLIT.sub(split, BLOCK.sub(block, text))
+
+
+CAUSES = (
+    "useful", "redone", "waiting", "detection", "transfer", "restart", "switching", "overhead",
+)  # fmt: skip
+
+
+def split_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean seconds of each policy, cause by cause."""
+    heads = ("policy", "seconds", *CAUSES, "losses", "stages moved")
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for row in rows:
+        around = row["half_width_s"]
+        time = f"{row['elapsed_s']:.0f} ± {around:.0f}"
+        if row["finished"] < row["runs"]:
+            time = f"over {time} ({row['finished']} of {row['runs']} done)"
+        cells = [f"{row[f'{cause}_s']:.0f}" for cause in CAUSES]
+        cells += [f"{row['losses']:.1f}", f"{row['handovers']:.1f}"]
+        lines.append(f"| {row['policy']} | {time} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -61,15 +92,18 @@ def row(figure: Figure) -> str:
 
 
 def main() -> int:
-    old = PAGE.read_text()
-    new = render(old)
-    if sys.argv[1:] == ["--check"]:
-        if new != old:
-            print(f"{PAGE.name} is not what the result files say: python benchmarks/render.py")
-        return int(new != old)
-    PAGE.write_text(new)
-    print(f"{PAGE.name}: {len(BLOCK.findall(new))} tables")
-    return 0
+    stale = 0
+    for page in (PAGE, SPLIT_PAGE):
+        old = page.read_text()
+        new = render(old)
+        if sys.argv[1:] == ["--check"]:
+            if new != old:
+                print(f"{page.name} is not what the result files say: python benchmarks/render.py")
+            stale += new != old
+            continue
+        page.write_text(new)
+        print(f"{page.name}: {len(BLOCK.findall(new)) + len(SPLIT.findall(new))} tables")
+    return int(stale > 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the pictures of concepts.md from the package's own plans, schedules and `evaluate`.
+"""Draws the pictures of concepts.md and recovery.md: schedules from the package's own `evaluate`.
 
 pip install 'crowdmesh-jax[plot]'
 python docs/diagrams.py [folder]
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -26,6 +27,7 @@ from crowdmesh_jax.core import (
 )
 
 BLUE, ORANGE, GREEN, GREY = "#4c78a8", "#f58518", "#54a24b", "#b8b0ac"
+PINK, RED = "#cc79a7", "#b03030"
 STAGE = StageTimes(forward_s=1.0, backward_s=2.0, update_s=0.6)
 plt.rcParams.update(
     {
@@ -164,10 +166,111 @@ def commit(folder: Path) -> None:
     save(figure, folder, "concept_commit.svg")
 
 
+def rows_of(axes: Axes, names: tuple[str, ...], end: float) -> None:
+    """A row per name, the first on top; no scale, since only the order matters."""
+    axes.set_yticks(range(len(names)), names[::-1])
+    axes.set_xlim(0, end)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xticks([])
+    axes.tick_params(left=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def box(axes: Axes, row: float, begin: float, length: float, text: str, **style: Any) -> None:
+    """A piece of a row; dark text on pale colours."""
+    style = {"color": BLUE, "ec": "white", "lw": 0.8, **style}
+    axes.barh(row, length, style.pop("height", 0.62), begin, **style)
+    colour = "#333" if style["color"] in (GREY, "none") or style.get("alpha") else "w"
+    axes.text(begin + length / 2, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], **style: Any) -> None:
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, **style))
+
+
+def waves(folder: Path) -> None:
+    """Copies of one stage over time: two versions while a wave is open, one afterwards."""
+    figure, axes = plt.subplots(figsize=(8, 2.7))
+    rows_of(axes, ("owner trains", "owner keeps", "holder keeps", "neighbours' logs"), 25)
+    for step in range(25):
+        box(axes, 3, step, 1, str(step))
+    for version, taken, complete, gone in ((8, 8, 10.5, 18.5), (16, 16, 18.5, 25)):
+        for row in (1, 2):
+            shift = 0.16 if version == 8 else -0.16
+            begin = taken if row == 2 else taken + 0.4
+            box(axes, row + shift, begin, complete - begin, "", color=GREEN, alpha=0.35, height=0.3)
+            box(axes, row + shift, complete, gone - complete, f"version {version}", color=GREEN,
+                height=0.3)  # fmt: skip
+        arrow(axes, (taken + 0.2, 2 - 0.35), (taken + 0.9, 1 + 0.35))
+        axes.axvline(complete, color="#444", lw=0.8, ls=":")
+        axes.text(complete + 0.1, 3.42, f"wave {version} complete", fontsize=7.5)
+    box(axes, 0, 8, 10.5, "what was sent in steps 8, 9, 10, ...", color=GREY)
+    box(axes, 0, 18.5, 6.5, "steps 16, 17, ...", color=GREY)
+    axes.text(0, 2, "pale: on its way", fontsize=7.5, va="center")
+    axes.set_ylim(-0.6, 3.8)
+    save(figure, folder, "concept_waves.svg")
+
+
+def replay(folder: Path) -> None:
+    """A stage is lost in step 11; the spare replays 8, 9, 10 from what the neighbours had sent."""
+    figure, axes = plt.subplots(figsize=(8, 3.0))
+    rows_of(axes, ("stage 0", "stage 1: device-1", "stage 2", "spare device-4"), 22)
+    for row in (1, 2, 3):
+        for index, step in enumerate((8, 9, 10)):
+            box(axes, row, 2 * index, 2, f"step {step}")
+    for row, end in ((3, 1.6), (1, 1.0)):
+        box(axes, row, 6, end, "11", color=GREY, height=0.4)
+    axes.plot([6.3], [2], marker="x", ms=11, mew=3, color=RED)
+    axes.text(6.8, 2, "killed", color=RED, va="center", fontsize=8)
+    for row in (1, 3):
+        box(axes, row, 8, 6.6, "stopped; serves its log", color=GREY, alpha=0.45)
+    box(axes, 0, 0, 8, "has version 8 and the programs", color=GREEN, alpha=0.35)
+    for index, step in enumerate((8, 9, 10)):
+        begin = 9 + 1.8 * index
+        box(axes, 0, begin, 1.8, f"step {step}", color=PINK)
+        arrow(axes, (begin + 0.5, 3 - 0.32), (begin + 0.5, 0.34), color=BLUE, lw=0.9)
+        arrow(axes, (begin + 1.2, 1 - 0.32), (begin + 1.2, 0.34), color=ORANGE, lw=0.9)
+    told = "blue: activations, orange: gradients, out of the neighbours' logs"
+    axes.text(11.7, -0.55, told, fontsize=7.5, ha="center")
+    for row in (0, 1, 3):
+        for index, step in enumerate((11, 12, 13)):
+            box(axes, row, 15 + 2 * index, 2, f"step {step}")
+    for at, name in ((8, "all stopped"), (9, "decided"), (14.8, "ready")):
+        axes.axvline(at, color="#444", lw=0.8, ls=":")
+        side = "right" if name == "all stopped" else "left"
+        axes.text(at + (0.1 if side == "left" else -0.1), 3.45, name, fontsize=7.5, ha=side)
+    axes.set_ylim(-0.8, 3.8)
+    save(figure, folder, "concept_replay.svg")
+
+
+def handover(folder: Path) -> None:
+    """A stage moves before its device leaves: at a step's end, nothing is done twice."""
+    figure, axes = plt.subplots(figsize=(8, 2.6))
+    rows_of(axes, ("other stages", "device-1 (will leave)", "spare device-4"), 20)
+    for row, last in ((2, 6), (1, 6)):
+        for step in range(last):
+            box(axes, row, 1.6 * step, 1.6, f"{20 + step}")
+    box(axes, 0, 1.6, 5.4, "programs made ready", color=GREEN, alpha=0.35)
+    axes.text(0.1, 0.42, "depart(...)", fontsize=8)
+    arrow(axes, (0.6, 0.62), (0.6, 0.68))
+    axes.axvline(9.6, color="#444", lw=0.8, ls=":")
+    axes.text(9.5, 2.45, "stop mark: all at version 26", fontsize=7.5, ha="right")
+    arrow(axes, (9.7, 1 - 0.33), (10.9, 0.33), color=PINK, lw=1.6)
+    axes.text(10.6, 0.5, "state of version 26", fontsize=8, color=PINK)
+    for row in (2, 0):
+        for index in range(5):
+            box(axes, row, 11.4 + 1.6 * index, 1.6, f"{26 + index}")
+    box(axes, 1, 11.4, 4.2, "keeps a copy", color=GREY, alpha=0.45)
+    axes.plot([17.2], [1], marker="x", ms=9, mew=2.5, color="#777")
+    axes.text(17.6, 1, "leaves", color="#555", va="center", fontsize=8)
+    axes.set_ylim(-0.6, 2.8)
+    save(figure, folder, "concept_handover.svg")
+
+
 def main() -> None:
     """Writes all pictures."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    for draw in (stages, schedules, links, commit):
+    for draw in (stages, schedules, links, commit, waves, replay, handover):
         draw(folder)
 
 

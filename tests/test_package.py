@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "control": "protocol solvers mobility propagation",
     "transport": "",
     "record": "protocol",
+    "simulation": "execution export record propagation mobility solvers protocol",
     "agent": AGENT_SIDE,
 }
 ABOVE = " ".join(MAY_IMPORT)
@@ -50,6 +51,7 @@ NEVER = {
     "mobility": HEAVY,
     "propagation": HEAVY,
     "control": HEAVY,
+    "simulation": HEAVY,
     **dict.fromkeys(["agent", *AGENT_SIDE.split()], ("flax", "optax", "pulp")),
 }
 """Third-party packages that a room must not even import late."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import mobility as mobility
     from . import propagation as propagation
+    from . import simulation as simulation
     from .core import Access as Access
     from .core import Backhaul as Backhaul
     from .core import CoalitionStructure as CoalitionStructure
@@ -134,6 +135,7 @@ _MODULES = {
     "losses": "model.losses",
     "mobility": "mobility",
     "propagation": "propagation",
+    "simulation": "simulation",
     "zoo": "model.zoo",
 }
 _OPTIONAL = ("jax", "flax", "optax", "pulp", "highspy", "rich", "grpc", "safetensors")

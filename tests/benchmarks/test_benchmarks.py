@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "benchmarks.md"
-QUICK = ("codec", "transport", "mobility")
+QUICK = ("codec", "transport", "mobility", "replication_policies")
 """Scripts that a quick try takes a few seconds of."""
 
 
@@ -31,6 +31,12 @@ def render(monkeypatch):
 def test_the_page_shows_what_the_result_files_say(render):
     text = PAGE.read_text()
     assert render.BLOCK.search(text)
+    assert render.render(text) == text
+
+
+def test_the_page_of_policies_shows_what_their_result_file_says(render):
+    text = render.SPLIT_PAGE.read_text()
+    assert len(render.SPLIT.findall(text)) == 4
     assert render.render(text) == text
 
 

@@ -177,17 +177,17 @@ def test_the_demo_kills_a_process_and_ends_where_an_undisturbed_run_does(folder)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     killed = re.search(
-        r"KILLED (device-\d) \(SIGKILL to process \d+\) after step (\d+)", done.stdout
+        r"KILLED +(device-\d) \(SIGKILL to process \d+\) after step (\d+)", done.stdout
     )
     assert killed is not None
     assert 40 // 3 <= int(killed[2]) <= 2 * 40 // 3
     assert re.search(
-        rf"RECOVERED  lost {killed[1]}: device-4 took layers [\d-]+"
+        rf"RECOVERED +lost {killed[1]}: device-4 took layers [\d-]+"
         r" \(a spare that had the copy.*\); it replayed \d steps?, nobody else redid any\n"
         r" +[\d.]+ s to the next step: noticed in .*compiling .* MB moved",
         done.stdout,
     ), done.stdout
-    assert re.search(r"bit-equal    40 losses and 495,871 numbers .*; last loss", done.stdout)
+    assert re.search(r"bit-equal    40 losses and 495,871 numbers .*\nlast loss", done.stdout)
     (line,) = read_journal(folder / "runs" / "mine" / "recoveries.jsonl")
     assert line["lost"] == [killed[1]]
     trace = json.loads((folder / "runs" / "mine" / "trace.json").read_text())
@@ -291,7 +291,7 @@ def test_the_live_view_follows_a_stage_that_changes_hands():
         view(KillEvent(device="device-1", pid=77, step=11))
         view(PhaseEvent(phase="fencing", detail="device-0, device-2"))
         text = shown(view)
-        assert "KILLED device-1 (SIGKILL to process 77) after step 11" in text
+        assert "KILLED     device-1 (SIGKILL to process 77) after step 11" in text
         assert re.search(r"device-1 +2-3 ", text)
         assert "step 11/40  fencing: device-0, device-2 (all stop, and tell what they have)" in text
         view(_recovery(plan=after))
@@ -338,7 +338,7 @@ def test_train_recovers_where_devices_are_spare_unless_told_otherwise():
 
     def terms(crowd, *options):
         arguments = build_parser().parse_args(["train", "mlp", *options])
-        for name in ("copies", "wave_every"):  # as `complete` does
+        for name in ("copies", "wave_every", "replan"):  # as `complete` does
             if getattr(arguments, name) is None:
                 setattr(arguments, name, arguments.usual[name])
         return read_recovery(arguments, plan, crowd)
@@ -349,4 +349,7 @@ def test_train_recovers_where_devices_are_spare_unless_told_otherwise():
     assert terms(three, "--transport", "memory") is None
     told = terms(two, "--recover", "--copies", "2", "--wave-every", "5")
     assert told is not None
-    assert (told.copies, told.wave_every) == (2, 5)
+    assert (told.copies, told.wave_every, told.replan) == (2, 5, True)
+    told = terms(three, "--no-replan")
+    assert told is not None
+    assert (told.copies, told.wave_every, told.replan) == (1, None, False)

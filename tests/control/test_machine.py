@@ -169,6 +169,30 @@ def test_a_hand_over_waits_for_the_compiler_while_there_is_time():
     assert isinstance(ask, control.AskChange), "better compiled there than lost"
 
 
+def test_waves_come_as_often_as_their_cost_and_the_hazard_make_best():
+    policy = Policy(loss_per_s=1e-3, most_steps=200)
+    policy.running()
+    for step in range(16):
+        policy.tell(control.StepCommitted(step=step, step_s=0.1))
+    for step in range(16, 18):
+        policy.tell(control.StepCommitted(step=step, step_s=0.2, in_wave=True))
+    (ask,) = policy.tell(control.WaveKept(version=17))
+    # 0.2 s a wave: sqrt(2 x 0.2 / 0.001) = 20 s are 200 steps; 3 % of the time are at least 67.
+    assert ask.steps == 200
+    assert "200 ms" in ask.why
+    often = Policy(loss_per_s=1.0, most_steps=200)
+    often.running()
+    for entry in policy.entries[1:-1]:
+        often.tell(entry[1])
+    (ask,) = often.tell(control.WaveKept(version=17))
+    assert ask.steps == 67, "never more than 3 % of the time"
+    silent = Policy(learn_interval=False)
+    silent.running()
+    for entry in policy.entries[1:-1]:
+        silent.tell(entry[1])
+    assert silent.tell(control.WaveKept(version=17)) == []
+
+
 def test_who_is_leaving_takes_nothing_over():
     policy = Policy()
     policy.running()

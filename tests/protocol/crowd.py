@@ -397,6 +397,11 @@ class Hub:
                         if slot.step == version:
                             found |= self.slots.pop(slot)
                     assert len(found) == crowd.plan.num_layers
+                    is_running = self.state.phase.value in ("running", "fencing")
+                    if crowd.damage and is_running and crowd.random.random() < 0.3:
+                        fault = Fault(kind="RecordError", text="the disk is full")
+                        self.on(ce.CheckpointFailed(version=version, fault=fault))
+                        return
                     self.disk[version] = found  # the older one stays until the record is there
                     self.on(ce.CheckpointWritten(version=version))
 

@@ -19,10 +19,24 @@ from collections.abc import Sequence
 from .. import __version__
 from ..core.folders import cache_folder
 from ..errors import CrowdMeshError, InterruptedRunError
-from . import coalitions, crowd, demo, mobility, models, plan, profile, report, solvers, train
+from . import (
+    coalitions,
+    crowd,
+    demo,
+    mobility,
+    models,
+    plan,
+    policies,
+    profile,
+    report,
+    solvers,
+    train,
+)
 from .console import show_error
 
-COMMANDS = (demo, crowd, mobility, coalitions, plan, profile, train, report, models, solvers)
+COMMANDS = (
+    demo, crowd, mobility, policies, coalitions, plan, profile, train, report, models, solvers,
+)  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -31,6 +45,7 @@ examples:
   crowdmesh demo                                   four unequal processes train, one is killed
   crowdmesh crowd campus -o campus.toml            a realistic crowd, as a file
   crowdmesh mobility --scenario waypoint           how its devices would move
+  crowdmesh policies --scenario calm               what a policy of copies would save there
   crowdmesh coalitions --crowd campus.toml         who would train together
   crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
   crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEPT = (
     "model", "data", "steps", "checkpoint_every", "evaluate_every", "evaluate_data", "keep_best",
     "batch_size", "microbatches", "learning_rate", "seed", "crowd", "speeds", "recover", "copies",
-    "wave_every",
+    "wave_every", "replan",
 )  # fmt: skip
 """Options that a run's folder remembers, so that `--resume RUN` alone goes on."""
 

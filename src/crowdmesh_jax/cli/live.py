@@ -115,8 +115,8 @@ class LiveView:
         match event:
             case KillEvent():
                 self._gone[event.device] = f"killed after step {event.step}"
-                self._tell(f"KILLED {event.device} (SIGKILL to process {event.pid}) after step"
-                           f" {event.step}", "bold red")  # fmt: skip
+                text = f"{event.device} (SIGKILL to process {event.pid}) after step {event.step}"
+                self._tell("KILLED", text, "bold red")
             case RecoveryEvent():
                 self._take_recovery(event)
             case PhaseEvent():
@@ -146,13 +146,23 @@ class LiveView:
         if self._live is None:
             self._console.print(line, markup=False, soft_wrap=True)
 
-    def _tell(self, line: str, style: str) -> None:
-        """A line that stays: on a terminal it goes above the rows."""
-        self._console.print(line, markup=False, style=style, soft_wrap=self._live is None)
+    def _tell(self, what: str, text: str, style: str) -> None:
+        """A line that stays: on a terminal it goes above the rows, and wraps beside `what`."""
+        if self._live is None:
+            self._console.print(f"{what:<10} {text}", markup=False, style=style, soft_wrap=True)
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=10)
+        line.add_column()
+        line.add_row(Text(what), Text(text), style=style)
+        self._console.print(line)
 
     def _take_recovery(self, event: RecoveryEvent) -> None:
-        self._tell(f"RECOVERED  {event.story()}", "bold green")
-        self._tell(f"           {event.times()}", "green")
+        self._tell("RECOVERED" if event.lost else "CHANGED", event.story(), "bold green")
+        self._tell("", event.times(), "green")
         for device in event.lost:
             self._gone.setdefault(device, f"lost after step {event.base}")
             self._devices.pop(device, None)
@@ -200,7 +210,8 @@ class LiveView:
             table.add_column(name, justify="right" if right else "left")
         for stage in self._plan.stages:
             event = self._devices.get(stage.device)
-            row = [stage.device, f"{stage.first_layer}-{stage.last_layer}"]
+            layers = f"{stage.first_layer}-{stage.last_layer}"
+            row = [stage.device, layers if len(stage.layers) > 1 else str(stage.first_layer)]
             row.append(f"{self._crowd.device(stage.device).speed:.3g}")
             if event is None:
                 table.add_row(*row, "-", "-", "-", "-", "")

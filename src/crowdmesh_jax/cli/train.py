@@ -94,9 +94,18 @@ def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
         "--copies", type=int, default=1, metavar="N", help="of each stage, elsewhere; default 1"
     )
     group.add_argument(
-        "--wave-every", type=int, default=8, metavar="STEPS",
-        help="between two rounds of copies; a loss redoes at most about so many; default 8",
-    )  # fmt: skip
+        "--wave-every",
+        type=int,
+        metavar="STEPS",
+        help="between two rounds of copies; a loss redoes at most about so many; default: learned,"
+        " at most 3 %% of the time",
+    )
+    group.add_argument(
+        "--replan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="cut the layers anew where that pays after devices went or came; changes rounding",
+    )
 
 
 def read_recovery(
@@ -113,7 +122,9 @@ def read_recovery(
         recovers = arguments.transport != "memory" and bool(spares_of(plan, crowd))
     if not recovers:
         return None
-    return Recovery(copies=arguments.copies, wave_every=arguments.wave_every)
+    return Recovery(
+        copies=arguments.copies, wave_every=arguments.wave_every, replan=arguments.replan
+    )
 
 
 def spares_of(plan: PipelinePlan, crowd: Crowd) -> tuple[str, ...]:

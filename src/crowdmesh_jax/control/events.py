@@ -5,6 +5,7 @@
     Compile      send a stage's programs and rows to a device, ahead          ProgramCompiled
     AskChange    ask the coordinator for an epoch without a loss              OwnersNeeded, Running
     AskHolders   ask it for other holders                                     -
+    AskInterval  ask it for another number of steps between waves             -
     Answer       tell it who takes what                                       Running
 
 Times are seconds of one clock, the body's.
@@ -68,6 +69,15 @@ class StepCommitted:
 
     step: int
     step_s: float | None
+    in_wave: bool = False
+    """A wave of copies was open when it was committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveKept:
+    """Copies of all layers are with their holders."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +122,7 @@ class Tick:
 
 ControlEvent = (
     Joined | Lost | Departing | Running | StepCommitted | ProgramCompiled | PlanSolved
-    | OwnersNeeded | Tick
+    | OwnersNeeded | WaveKept | Tick
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -151,6 +161,14 @@ class AskHolders:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskInterval:
+    """So many steps between waves."""
+
+    steps: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """To OwnersNeeded."""
 
@@ -158,13 +176,13 @@ class Answer:
     choice: OwnersChoice
 
 
-ControlAction = Solve | Compile | AskChange | AskHolders | Answer
+ControlAction = Solve | Compile | AskChange | AskHolders | AskInterval | Answer
 
 _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         Joined, Lost, Departing, Running, StepCommitted, ProgramCompiled, PlanSolved, OwnersNeeded,
-        Tick, Solve, Compile, AskChange, AskHolders, Answer,
+        WaveKept, Tick, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
     )
 }  # fmt: skip
 

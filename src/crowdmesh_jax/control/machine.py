@@ -12,12 +12,14 @@ PlanSolved     taken at the next standstill if it saves more than the change cos
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
+from ..propagation.interval import interval_steps
 from ..protocol import OwnersChoice, OwnersNeed, choose_owners
 from ..protocol.evidence import LayerHolders
 from ..protocol.owners import DeviceFacts, ring_holders
@@ -25,6 +27,10 @@ from . import events as ev
 from .state import ControlState
 
 KEPT_PLANS = 32
+KEPT_COSTS = 5
+WINDOW = 64
+LEAST_USUAL = 8
+"""Steps without a wave before anything is learned of one."""
 Result = tuple[ControlState, tuple[ev.ControlAction, ...]]
 
 
@@ -228,7 +234,44 @@ def _solve(turn: _Turn, devices: tuple[str, ...], *, urgent: bool = False) -> No
 
 
 def _on_step(turn: _Turn, event: ev.StepCommitted) -> None:
+    state = turn.state
     turn.set(step=event.step + 1)
+    if event.step_s is None:
+        return
+    if event.in_wave:
+        turn.set(wave_steps_s=(*state.wave_steps_s, event.step_s))
+    else:
+        turn.set(usual_s=(*state.usual_s, event.step_s)[-WINDOW:])
+
+
+def _on_wave_kept(turn: _Turn, event: ev.WaveKept) -> None:
+    """What the wave cost is what its steps took beyond the usual; from that and the hazard follows
+    how often it is worth it (Young and Daly, see `propagation.interval`)."""
+    state = turn.state
+    terms, steps_s = state.terms, state.wave_steps_s
+    turn.set(wave_steps_s=())
+    if not terms.learn_interval or len(state.usual_s) < LEAST_USUAL or not steps_s:
+        return
+    usual_s = statistics.median(state.usual_s)
+    cost_s = max(0.0, math.fsum(steps_s) - len(steps_s) * usual_s)
+    costs = (*state.wave_costs_s, cost_s)[-KEPT_COSTS:]
+    turn.set(wave_costs_s=costs)
+    cost_s = statistics.median(costs)
+    if usual_s <= 0:
+        return
+    least = math.ceil(cost_s / (terms.most_overhead * usual_s))
+    best = interval_steps(
+        cost_s,
+        terms.loss_per_s,
+        usual_s,
+        least=min(max(1, least), terms.most_steps),
+        most=terms.most_steps,
+    )
+    why = (
+        f"a wave costs {1e3 * cost_s:.0f} ms, a step takes {1e3 * usual_s:.0f} ms,"
+        f" {terms.loss_per_s:.2g} losses a second: {best.bound_by}"
+    )
+    turn.do(ev.AskInterval(steps=best.steps, why=why))
 
 
 def _on_compiled(turn: _Turn, event: ev.ProgramCompiled) -> None:
@@ -348,5 +391,6 @@ _HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
     ev.ProgramCompiled: _on_compiled,
     ev.PlanSolved: _on_solved,
     ev.OwnersNeeded: _on_need,
+    ev.WaveKept: _on_wave_kept,
     ev.Tick: _on_tick,
 }

@@ -29,6 +29,14 @@ class ControlTerms:
     """What an epoch without a loss takes, beside moving states."""
     worth: float = 1.5
     """A change must save so many times what it costs; so plans do not flap."""
+    learn_interval: bool = True
+    """Waves come as often as their measured cost and the hazard make best; else as they are."""
+    loss_per_s: float = 4e-5
+    """Losses of a device with a stage, of the whole pipeline, in a second."""
+    most_overhead: float = 0.03
+    """Part of training that waves may cost."""
+    most_steps: int = 64
+    """Between two waves: boundary logs must reach back."""
     speeds: Mapping[str, float] = field(default_factory=dict)
     """Of devices, relative: the fastest are planned for. Without: all alike."""
     lead_s: float = 2.0
@@ -70,6 +78,12 @@ class ControlState:
     """Device -> keys of what it has compiled."""
     asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Device -> keys that were sent to it."""
+    usual_s: tuple[float, ...] = ()
+    """Of the last steps without an open wave."""
+    wave_steps_s: tuple[float, ...] = ()
+    """Of the steps since the open wave began."""
+    wave_costs_s: tuple[float, ...] = ()
+    """What the last waves cost: the time of their steps beyond the usual."""
     solved: tuple[PlanSolved, ...] = ()
     """Plans made ahead, newest last."""
     solving: tuple[tuple[str, ...], ...] = ()

@@ -41,6 +41,7 @@ from .recorded import Recorded, Seats, Trace
 from .registry import make_movement_model, movement_models
 from .scenario import REPORTING_SEED, Scenario, scenario, scenarios
 from .sightings import Observer, Sightings
+from .smoothing import Smoother
 from .static import Static
 from .summary import MovementSummary, watch
 from .traces import read_csv_trace, read_sumo_fcd
@@ -70,6 +71,7 @@ __all__ = [
     "Seats",
     "Sessions",
     "Sightings",
+    "Smoother",
     "Snapshot",
     "Static",
     "Trace",

@@ -7,6 +7,7 @@ docs/propagation.md has the rules with their derivations.
 
 from .budget import Budget, copy_bytes, hosted_bytes, rooms, stage_need
 from .chunks import Assembly, ChunkMove, Manifest, TransferPlan, checksum, plan_transfer
+from .foresight import Ahead, ChainChoice, ChainRule, best_chain
 from .groups import HazardGroups
 from .handover import (
     Departure,
@@ -65,9 +66,12 @@ from .standby import (
 )
 
 __all__ = [
+    "Ahead",
     "Assembly",
     "Budget",
     "CentralPolicy",
+    "ChainChoice",
+    "ChainRule",
     "ChunkMove",
     "Costs",
     "Departure",
@@ -103,6 +107,7 @@ __all__ = [
     "Target",
     "TransferPlan",
     "Unprotected",
+    "best_chain",
     "check_decision",
     "checksum",
     "copy_bytes",

@@ -13,13 +13,14 @@ that turning makes uncertain; 0.25 is a choice of ours, not tuned.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
 
 from ..mobility import (
     GammaPrior,
+    Sessions,
     Sightings,
     exponential_hazard_per_s,
     link_lifetime_s,
@@ -42,29 +43,42 @@ class Outlook:
     view: PolicyView
     turns: float = TURNS
     unknown: float = UNKNOWN
+    _rates: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _all: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
+    _now_m: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def loss_rate_per_s(self, device: str) -> float:
         """Rate at which a device goes, for whatever reason, learned from heartbeats.
 
         The belief before heartbeats is the crowd's `leave_hazard_per_s` and the crash rate.
         """
-        costs, crowd = self.view.costs, self.view.crowd
-        prior = max(LEAST_RATE_PER_S, crowd.device(device).leave_hazard_per_s + costs.crash_per_s)
-        heard = self.view.heard
+        if device not in self._rates:
+            self._rates[device] = self._learned(device)
+        return self._rates[device]
+
+    def _learned(self, device: str) -> float:
+        costs, crowd, heard = self.view.costs, self.view.crowd, self.view.heard
+
+        def prior(name: str) -> float:
+            believed = crowd.device(name).leave_hazard_per_s + costs.crash_per_s
+            return max(LEAST_RATE_PER_S, believed)
+
         if heard is None or device not in self.view.row_of:
-            return prior
-        row = self.view.row_of[device]
-        mine = heard.sessions.device == row
-        sessions = type(heard.sessions).of(
-            np.zeros(int(mine.sum()), np.int64),
+            return prior(device)
+        if not self._all:
+            sessions = heard.sessions
             # Sorted: a sum that does not depend on the order in which sessions were kept.
-            np.sort(heard.sessions.duration_s[mine]),
-            np.sort(heard.sessions.ended[mine]),
-            devices=1,
-        )
-        return float(
-            exponential_hazard_per_s(sessions, GammaPrior(mean_s=1 / prior, weight=PRIOR_WEIGHT))[0]
-        )
+            order = np.lexsort((sessions.duration_s, sessions.device))
+            ordered = Sessions(
+                devices=sessions.devices,
+                device=sessions.device[order],
+                duration_s=sessions.duration_s[order],
+                ended=sessions.ended[order],
+            )
+            means_s = np.array([1 / prior(name) for name in self.view.ids])
+            belief = GammaPrior(mean_s=means_s, weight=PRIOR_WEIGHT)
+            self._all.append(exponential_hazard_per_s(ordered, belief))
+        return float(self._all[0][self.view.row_of[device]])
 
     def stays(self, device: str, horizon_s: float) -> float:
         """Probability that it neither crashes nor leaves by itself within the horizon."""
@@ -126,7 +140,9 @@ class Outlook:
         a, b = view.row_of[one], view.row_of[other]
         if not (seen.known[a] and seen.known[b]):
             return None
-        at_m = seen.positions_at(seen.now_s)
+        if not self._now_m:
+            self._now_m.append(seen.positions_at(seen.now_s))
+        at_m = self._now_m[0]
         return (
             at_m[b] - at_m[a],
             seen.velocities_m_per_s[b] - seen.velocities_m_per_s[a],

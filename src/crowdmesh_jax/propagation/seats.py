@@ -168,8 +168,8 @@ def set_value(item: PlacementRange, devices: Sequence[str]) -> Value:
     """(weight in billionths, weighted f) of those holders; (0, 0) of none."""
     if not devices:
         return (0, 0.0)
-    by_device = {prospect.device: prospect for prospect in item.prospects}
-    chosen = sorted((by_device[DeviceId(d)] for d in devices), key=lambda p: (-p.speed, p.device))
+    found = [prospect for prospect in item.prospects if prospect.device in devices]
+    chosen = sorted(found, key=lambda p: (-p.speed, p.device)) if len(found) > 1 else found
     expected, nobody_faster = 0.0, 1.0
     for prospect in chosen:
         expected += prospect.speed * prospect.presence * nobody_faster

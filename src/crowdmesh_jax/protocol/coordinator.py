@@ -32,7 +32,12 @@ from .coordinator_change import (
     open_when_still,
     pause,
 )
-from .coordinator_checkpoints import ask_snapshot_when_due, on_checkpoint_written, on_stage_state
+from .coordinator_checkpoints import (
+    ask_snapshot_when_due,
+    on_checkpoint_failed,
+    on_checkpoint_written,
+    on_stage_state,
+)
 from .coordinator_evaluation import (
     note_evaluate_mark,
     on_best_written,
@@ -77,6 +82,7 @@ from .coordinator_waves import (
     ask_wave_when_due,
     note_wave_mark,
     on_holders_asked,
+    on_interval_asked,
     on_stored,
 )
 
@@ -133,7 +139,10 @@ def _on_done(turn: RunTurn, sender: str, message: msg.Done) -> None:
     note_wave_mark(turn, message)
     turn.set(wait=step_wait(turn.state, turn.now_s))
     if Mark.SNAPSHOT in message.marks:
-        turn.set(wave_open=True, wave_version=message.step + 1)
+        # Its shards may have overtaken this word of it, and be written by now.
+        version = message.step + 1
+        is_open = version > max(state.checkpoint, state.missed)
+        turn.set(wave_open=is_open, wave_version=version)
     limit_s, why = closing_deadline_s(turn.state), "set for the last wave"
     if Mark.FINISH in message.marks:
         wait = turn.wait_for("the result", state.devices, limit_s, why)
@@ -198,21 +207,22 @@ def _on_message(turn: RunTurn, event: ev.MessageReceived) -> None:
     if message.epoch > state.epoch:
         what = type(message).__name__
         raise ProtocolError(f"{what} from {sender} of epoch {message.epoch}, not yet opened")
-    _hear(turn, sender)
+    _hear(turn, sender, message)
     if state.phase is Phase.ATTACHING:
         on_message_attaching(turn, sender, message)
         return
     handler(turn, sender, message)
 
 
-def _hear(turn: RunTurn, sender: str) -> None:
+def _hear(turn: RunTurn, sender: str, message: msg.Message) -> None:
+    """It lives; a heartbeat also says what it does."""
     member = turn.state.members[sender]
     gaps = (*member.gaps, turn.now_s - member.heard_s)[-WINDOW:]
-    turn.set_member(sender, heard_s=turn.now_s, gaps=gaps)
+    beat = message if isinstance(message, msg.Heartbeat) else member.heartbeat
+    turn.set_member(sender, heard_s=turn.now_s, gaps=gaps, heartbeat=beat)
 
 
 def _on_heartbeat(turn: RunTurn, sender: str, message: msg.Heartbeat) -> None:
-    turn.set_member(sender, heartbeat=message)
     open_when_still(turn)
 
 
@@ -235,6 +245,7 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.MessageReceived: _on_message,
     ev.MemberLost: on_member_lost,
     ev.CheckpointWritten: on_checkpoint_written,
+    ev.CheckpointFailed: on_checkpoint_failed,
     ev.BestWritten: on_best_written,
     ev.StopAsked: on_stop_asked,
     ev.CheckpointAsked: on_checkpoint_asked,
@@ -244,4 +255,5 @@ _HANDLERS: dict[type, Callable[[RunTurn, Any], None]] = {
     ev.OwnersChosen: on_owners_chosen,
     ev.ChangeAsked: on_change_asked,
     ev.HoldersAsked: on_holders_asked,
+    ev.IntervalAsked: on_interval_asked,
 }

@@ -10,7 +10,15 @@ from .common import Mark, Slot
 from .coordinator_evaluation import hold_while_undecided, holds
 from .coordinator_recovery import decide_when_heard
 from .coordinator_state import Phase, Shard
-from .coordinator_turn import RunTurn, await_closing, end_when_safe, expect_phase, has_shard
+from .coordinator_turn import (
+    RunTurn,
+    await_closing,
+    end_when_safe,
+    expect_phase,
+    halt,
+    has_shard,
+    is_closing,
+)
 
 
 def ask_snapshot_when_due(turn: RunTurn) -> None:
@@ -65,6 +73,27 @@ def _write_next(turn: RunTurn) -> None:
             hold = holds(state, version)
             turn.do(ev.WriteCheckpoint(version=version, is_final=is_final, hold=hold))
             return
+
+
+def on_checkpoint_failed(turn: RunTurn, event: ev.CheckpointFailed) -> None:
+    """Without recovery, or where it is the result, the run ends with it. Otherwise it is said, the
+    older one stands, and the next is asked for when it is due (section 10: agents train on)."""
+    state = turn.state
+    if state.is_over:
+        return
+    needs_it = is_closing(state) or event.version in state.held
+    if state.recovery is None or needs_it:
+        halt(turn, event.fault)
+        return
+    turn.set(
+        wave_open=False,
+        writing=None,
+        missed=event.version,
+        shards=tuple(shard for shard in state.shards if shard.version != event.version),
+    )
+    turn.do(ev.Announce(news=ev.CheckpointMissed(version=event.version, fault=event.fault)))
+    if state.phase is Phase.FENCING:
+        decide_when_heard(turn)
 
 
 def on_checkpoint_written(turn: RunTurn, event: ev.CheckpointWritten) -> None:

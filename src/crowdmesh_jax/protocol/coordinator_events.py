@@ -7,7 +7,8 @@ what follows it begins (I11). It knows no rules of its own.
     Journal           append a record; `sync`: fsync before going on         -
     SendMessage       send; Install takes the arrays of its `attach`         -
     Keep              hold the frame's arrays (a shard of a checkpoint)      -
-    WriteCheckpoint   write shards and manifest of a version, atomically     CheckpointWritten
+    WriteCheckpoint   write shards and manifest of a version, atomically     CheckpointWritten,
+                                                                             CheckpointFailed
     WriteBest         write the same shards once more, where the best stands BestWritten
     Forget            drop the shards of a version that was held             -
     Announce          show; demands nothing                                  -
@@ -193,6 +194,15 @@ class CheckpointWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed:
+    """WriteCheckpoint could not be carried out: the disk is full, say. The older one stands, and
+    the shards are free."""
+
+    version: int
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BestWritten:
     """WriteBest is done: manifest and folder are on disk."""
 
@@ -220,6 +230,13 @@ class ChangeAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalAsked:
+    """The policy has learned what a wave costs: so many steps from one to the next."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HoldersAsked:
     """The policy wants copies elsewhere, from the next wave on; needs no epoch (section 9)."""
 
@@ -241,11 +258,12 @@ class Interrupt:
 CoordinatorEvent = (
     MessageReceived | Start | MemberLost | CheckpointWritten | BestWritten | StopAsked
     | CheckpointAsked | BodyFailed | Interrupt | Tick | Restart | OwnersChosen | ChangeAsked
-    | HoldersAsked
+    | HoldersAsked | IntervalAsked | CheckpointFailed
 )  # fmt: skip
 COORDINATOR_EVENTS: tuple[type, ...] = (
     MessageReceived, Start, MemberLost, CheckpointWritten, BestWritten, StopAsked, CheckpointAsked,
     BodyFailed, Interrupt, Tick, Restart, OwnersChosen, ChangeAsked, HoldersAsked,
+    IntervalAsked, CheckpointFailed,
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -372,6 +390,14 @@ class CheckpointKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointMissed:
+    """A checkpoint of `version` could not be written; training goes on, the older one stands."""
+
+    version: int
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationShown:
     """An evaluation at `version`; after the step that made this version."""
 
@@ -394,7 +420,7 @@ class Announce:
 
     news: (
         PhaseChanged | StageTimes | StepShown | EvaluationShown | CheckpointKept | BestKept
-        | EpochOpened | Recovered | Waiting | WaveKept | WaveGivenUp
+        | EpochOpened | Recovered | Waiting | WaveKept | WaveGivenUp | CheckpointMissed
     )  # fmt: skip
 
 

@@ -160,6 +160,8 @@ class CoordinatorState:
     """Version at which the last wave was asked for."""
     checkpoint: int = 0
     """Newest version that is safe."""
+    missed: int = 0
+    """Newest version whose checkpoint could not be written."""
     awaited: tuple[int, ...] = ()
     """Versions whose evaluate mark was committed and whose values have not come."""
     last_evaluated: int | None = None
@@ -203,6 +205,8 @@ class CoordinatorState:
     writing_tag: int = 0
     wave_asked_s: float | None = None
     """Since when a wave of copies is open; one at a time."""
+    wave_every: int | None = None
+    """Steps between waves, where the policy has set them; else as the terms say."""
     wave_from: int = 0
     """Version of the last one that was asked for or begun."""
     acks: tuple[Ack, ...] = ()
@@ -310,9 +314,11 @@ def heartbeat_deadline_s(state: CoordinatorState, member: MemberInfo) -> float:
     limits = state.started.deadlines
     if len(member.gaps) < 2:
         return limits.heartbeat_floor_s
-    mean_s = statistics.fmean(member.gaps)
+    count = len(member.gaps)
+    mean_s = math.fsum(member.gaps) / count
+    sd_s = math.sqrt(math.fsum((gap - mean_s) ** 2 for gap in member.gaps) / count)
     z = statistics.NormalDist().inv_cdf(1 - 10**-limits.phi)
-    accrued_s = mean_s + z * max(statistics.pstdev(member.gaps), mean_s / 4)
+    accrued_s = mean_s + z * max(sd_s, mean_s / 4)
     return max(limits.heartbeat_floor_s, accrued_s, 2 * max(member.gaps))
 
 

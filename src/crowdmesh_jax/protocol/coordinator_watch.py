@@ -70,6 +70,8 @@ def _check_heartbeats(turn: RunTurn) -> None:
         if is_closing(state) and (index is None or is_through(state, index)):
             continue  # its part of the last wave is here
         silent_s = turn.now_s - member.heard_s
+        if silent_s <= state.started.deadlines.heartbeat_floor_s:
+            continue  # whatever its usual gaps are
         deadline_s = heartbeat_deadline_s(state, member)
         if silent_s > deadline_s:
             every_s = state.started.heartbeat_s

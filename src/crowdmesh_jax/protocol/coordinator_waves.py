@@ -23,7 +23,8 @@ def ask_wave_when_due(turn: RunTurn) -> None:
     is_ending = state.ending is not None or state.stop_reason is not None
     if terms is None or state.wave_asked_s is not None or is_ending:
         return
-    due = state.committed + 1 - state.wave_from >= terms.wave_every
+    every = state.wave_every or terms.wave_every
+    due = state.committed + 1 - state.wave_from >= every
     if due and state.committed + 1 < state.started.steps:
         turn.set(wave_asked_s=turn.now_s, wave_from=state.committed + 1)
         turn.send(state.devices[0], msg.AskMarks(**turn.of_epoch, marks=(Mark.WAVE,)))
@@ -115,6 +116,14 @@ def give_up_late_wave(turn: RunTurn) -> None:
     turn.set(wave_asked_s=None)
     turn.do(ev.Announce(news=ev.WaveGivenUp(missing=tuple(sorted(missing)))))
     assign_when_quiet(turn)
+
+
+def on_interval_asked(turn: RunTurn, event: ev.IntervalAsked) -> None:
+    """Logs reach back a fixed number of steps: a wave never comes later than half of them."""
+    terms = turn.state.recovery
+    if terms is not None:
+        most = max(1, terms.log_steps // 2)
+        turn.set(wave_every=min(max(1, event.steps), most))
 
 
 def on_holders_asked(turn: RunTurn, event: ev.HoldersAsked) -> None:

@@ -65,7 +65,8 @@ class RecoveryEvent:
     choice: str
     """How it went on, who took over, and why that one."""
     how: str
-    """"replay": only lost stages were redone; "rollback": all were; "keep": nothing was lost."""
+    """"replay": only lost stages were redone; "rollback": all were; "hand-over": stages moved at a
+    standstill, nothing was lost; "keep": every stage stayed where it was."""
     base: int
     """The version at which the run goes on."""
     silent_s: float

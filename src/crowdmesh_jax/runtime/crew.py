@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -296,13 +296,19 @@ class Crew:
         """Whether its agents were started."""
         return self._transport is not None
 
-    def check_alive(self) -> None:
-        """Refuses to start a run on a crew that has lost someone.
+    def check_alive(self, devices: Iterable[str] | None = None) -> None:
+        """Refuses to start a run on a crew that has lost someone it needs.
+
+        Args:
+            devices: Those of the plan; None: all.
 
         Raises:
             AgentLostError: Names the first one, and how its process ended.
         """
+        needed = None if devices is None else {str(device) for device in devices}
         for agent in self._fleet.dead():
+            if needed is not None and agent.device not in needed:
+                continue
             raise AgentLostError(
                 f"agent {agent.device!r} {agent.exit_text()}; launch the crowd again"
             )

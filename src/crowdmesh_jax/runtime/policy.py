@@ -20,7 +20,7 @@ from typing import Any
 from .. import control
 from ..core import PipelinePlan
 from ..core.crowd import DeviceId
-from ..errors import CrowdMeshError
+from ..errors import CrowdMeshError, RecordError
 from ..programs import StageBundle
 from ..protocol import CoordinatorState, OwnersNeed
 from ..protocol import coordinator_events as ev
@@ -94,7 +94,11 @@ class PolicyBody:
         self.state, actions = control.handle(self.state, event, now_s)
         if self._log is not None and (actions or not isinstance(event, _FREQUENT)):
             entries = [control.entry_to_plain(entry) for entry in (event, *actions)]
-            self._log.append({"now_s": now_s, "event": entries[0], "actions": entries[1:]})
+            try:
+                self._log.append({"now_s": now_s, "event": entries[0], "actions": entries[1:]})
+            except RecordError as exc:  # what it says is of use, but nothing is built on it
+                logger.error("%s; it is not written any more", exc.message)
+                self._log = None
         for action in actions:
             self._do(action)
 
@@ -148,6 +152,8 @@ class PolicyBody:
                 self._ask(ev.ChangeAsked(reason=reason))
             case control.AskHolders(holders=holders):
                 self._ask(ev.HoldersAsked(holders=holders))
+            case control.AskInterval(steps=steps):
+                self._ask(ev.IntervalAsked(steps=steps))
             case control.Answer(epoch=epoch, choice=choice):
                 self._ask(ev.OwnersChosen(epoch=epoch, choice=choice))
 

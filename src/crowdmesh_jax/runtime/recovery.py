@@ -15,6 +15,9 @@ from ..protocol.coordinator import CoordinatorState
 from ..protocol.decision import Decision
 from ..record import RecoveryEvent, TakeOver
 
+FIRST_WAVE_EVERY = 8
+MOST_LOG_STEPS = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
@@ -27,11 +30,17 @@ class Recovery:
 
     copies: int = 1
     """Holders of each stage's state, beside its owner."""
-    wave_every: int = 8
-    """Steps from one wave of copies to the next. More: less is sent, and a loss redoes more."""
+    wave_every: int | None = None
+    """Steps from one wave of copies to the next. More: less is sent, and a loss redoes more. None:
+    learned from what waves cost and how often devices are lost, at most 3 % of the time."""
     log_steps: int | None = None
-    """Steps that boundary logs reach back; beyond them a loss takes everyone back. None: twice
-    `wave_every`, so that a wave may fail."""
+    """Steps that boundary logs reach back; beyond them a loss takes everyone back. None: what
+    `log_bytes` allow, and at least twice `wave_every`, so that a wave may fail."""
+    log_bytes: int = 256 * 2**20
+    """Memory of a device for its boundary logs."""
+    crash_per_s: float = 1e-5
+    """Losses of a device in a second that nothing foretells; what the crowd says of a device's
+    leaving is added."""
     heartbeat_s: float = 0.5
     """Between two signs of life of a device."""
     silence_s: float = 3.0
@@ -50,13 +59,30 @@ class Recovery:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidValueError(f"recovery: {name} must be >= 1, got {value}")
+        if self.log_bytes < 0 or not self.crash_per_s >= 0:
+            raise InvalidValueError(
+                "recovery: log_bytes and crash_per_s must be >= 0, got"
+                f" {self.log_bytes} and {self.crash_per_s}"
+            )
         for name in ("heartbeat_s", "silence_s", "return_s"):
             if not getattr(self, name) > 0:
                 raise InvalidValueError(f"recovery: {name} must be > 0, got {getattr(self, name)}")
 
     @property
-    def logged_steps(self) -> int:
-        return self.log_steps if self.log_steps is not None else 2 * self.wave_every
+    def first_wave_every(self) -> int:
+        """Until something is learned."""
+        return self.wave_every if self.wave_every is not None else FIRST_WAVE_EVERY
+
+    def logged_steps(self, boundary_bytes: int) -> int:
+        """Steps that logs reach back.
+
+        Args:
+            boundary_bytes: What a device sends across its cuts in a step, at most.
+        """
+        if self.log_steps is not None:
+            return self.log_steps
+        fitting = self.log_bytes // max(1, boundary_bytes)
+        return max(2 * self.first_wave_every, min(fitting, MOST_LOG_STEPS))
 
 
 @dataclass(slots=True)
@@ -108,7 +134,10 @@ class RecoveryClock:
         if recovered is None or decided is None:
             return None
         times, now_s = self._times, time.monotonic()
-        at = [times.get(name, now_s) for name in ("opened", "fenced", "planned", "installed")]
+        # Where nobody had to be chosen, or nothing installed, that part took no time.
+        at, until_s = [0.0] * 4, now_s
+        for index, name in reversed(tuple(enumerate(("opened", "fenced", "planned", "installed")))):
+            at[index] = until_s = min(times.get(name, until_s), until_s)
         lost = tuple(dict.fromkeys(device for news in self._opened for device in news.lost))
         overs = tuple(self._take_overs(decided))
         event = RecoveryEvent(
@@ -118,7 +147,7 @@ class RecoveryClock:
             lost=lost,
             reason=self._opened[0].reason if self._opened else "",
             choice=recovered.reason,
-            how="rollback" if decided.is_rollback else "replay" if overs else "keep",
+            how=_how(decided, lost, overs),
             base=recovered.base,
             silent_s=self._silent_s,
             fenced_s=at[1] - at[0],
@@ -161,3 +190,11 @@ class RecoveryClock:
         stages = self._before.stages if self._before is not None else ()
         mine = (s.device for s in stages if (s.first_layer, s.last_layer) == layers)
         return str(next(mine, ""))
+
+
+def _how(decided: Decision, lost: tuple[str, ...], overs: tuple[TakeOver, ...]) -> str:
+    if decided.is_rollback:
+        return "rollback"
+    if not overs:
+        return "keep"
+    return "replay" if lost else "hand-over"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, unseal
-from ..control import ControlTerms, Departing, Lost, StepCommitted, Tick
+from ..control import ControlTerms, Departing, Lost, StepCommitted, Tick, WaveKept
 from ..core import PipelinePlan, values
 from ..data import DataSource
-from ..errors import CrowdMeshError, PeerLostError, ProtocolError
+from ..errors import CrowdMeshError, PeerLostError, ProtocolError, RecordError
 from ..protocol import coordinator as machine
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
@@ -37,6 +37,8 @@ from .recovery import RecoveryClock
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.2
+DISK_S, DISK_RETRY_S = 600.0, 1.0
+"""A journal that cannot be written is tried again for so long, so often."""
 CLOSE_S = 3.0
 """For the last messages to members; who does not take them meets the next run's Install."""
 
@@ -285,8 +287,7 @@ class Run:
     async def _act(self, action: ev.CoordinatorAction, envelope: Envelope | None) -> None:
         match action:
             case ev.Journal(record=record, sync=sync):
-                stamped = {"at_s": round(time.time(), 3), **record_to_plain(record)}
-                self._journal.append(stamped, durable=sync)
+                await self._write_record(record, sync)
             case ev.SendMessage():
                 self._send(action)
             case ev.Keep(slots=slots):
@@ -312,6 +313,30 @@ class Run:
             case ev.HaltRun(fault=fault):
                 self._end(fault.error())
 
+    async def _write_record(self, record: records.Record, sync: bool) -> None:
+        """Journal before message: while the disk takes nothing, nothing else is done here, and the
+        devices train on (section 10).
+
+        Raises:
+            RecordError: The run does not recover, or the disk was full for too long.
+        """
+        stamped = {"at_s": round(time.time(), 3), **record_to_plain(record)}
+        until_s = time.monotonic() + DISK_S
+        while True:
+            try:
+                self._journal.append(stamped, durable=sync)
+                return
+            except RecordError as exc:
+                if self._start.recovery is None or time.monotonic() > until_s:
+                    raise
+                logger.error(
+                    "%s; the devices train on, but no copy or checkpoint counts and no loss is"
+                    " recovered until there is room: waiting, at most %.0f s more",
+                    exc.message,
+                    until_s - time.monotonic(),
+                )
+            await asyncio.sleep(DISK_RETRY_S)
+
     def _end(self, result: Outcome | CrowdMeshError) -> None:
         assert self._result is not None
         if self._result.done():
@@ -328,7 +353,10 @@ class Run:
         if self._start.recovery is None:
             return
         if isinstance(news, ev.StepShown):
-            self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s))
+            in_wave = self._state.wave_asked_s is not None
+            self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s, in_wave=in_wave))
+        elif isinstance(news, ev.WaveKept):
+            self._policy.tell(WaveKept(version=news.version))
         elif isinstance(news, ev.PhaseChanged) and news.phase == "running":
             self._policy.running(self._state)
 
@@ -432,7 +460,12 @@ class Run:
         version = action.version
         arrays = self._arrays(version)
         meta = {**self._meta, "epoch": self._state.writing_tag}
-        await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, meta)
+        try:
+            await asyncio.to_thread(self._folder.save_checkpoint, version, arrays, meta)
+        except RecordError as exc:
+            self._free(version)
+            self._put(ev.CheckpointFailed(version=version, fault=Fault.of(exc)))
+            return
         if not action.hold:
             self._free(version)
         if action.is_final:

@@ -104,6 +104,7 @@ class Session:
         self.planner = planner
         self._records: tuple[records.Record, ...] = ()
         """Of a run that is taken up."""
+        self._lost_rows = 0
         self.recoveries: list[RecoveryEvent] = []
         self.base = resumed.version if resumed is not None else 0
         self.taken_up = resumed.unfinished if resumed is not None else None
@@ -304,17 +305,30 @@ class Session:
             holders=first_holders(
                 self.plan, sorted([*planned, *spares]), copies=self.recovery.copies
             ),
-            wave_every=self.recovery.wave_every,
-            log_steps=self.recovery.logged_steps,
+            wave_every=self.recovery.first_wave_every,
+            log_steps=self._log_steps(self.recovery),
             return_s=self.recovery.return_s,
             attach_s=ATTACH_S,
         )
 
+    def _log_steps(self, recovery: Recovery) -> int:
+        boundary_bytes = 0
+        for bundle in self.bundles:
+            sent = (*bundle.manifest.boundary_out, *bundle.manifest.gradient_out)
+            of_step = self.plan.microbatches * sum(leaf.size_bytes for leaf in sent)
+            boundary_bytes = max(boundary_bytes, of_step)
+        return recovery.logged_steps(boundary_bytes)
+
     def _control_terms(self) -> ControlTerms:
         if self.recovery is None:
             return ControlTerms()
+        crowd = self.crew.crowd
+        leaves = [crowd.device(device).leave_hazard_per_s for device in self.plan.devices]
         return ControlTerms(
             copies=self.recovery.copies,
+            learn_interval=self.recovery.wave_every is None,
+            loss_per_s=sum(leaves) + len(leaves) * self.recovery.crash_per_s,
+            most_steps=max(1, self._log_steps(self.recovery) // 2),
             standby=self.recovery.standby,
             replan=self.recovery.replan,
             speeds={str(device.id): device.speed for device in self.crew.crowd.devices},
@@ -371,6 +385,9 @@ class Session:
                 self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
             case ev.StepShown():
                 self._show_step(news)
+            case ev.CheckpointMissed(version=version, fault=fault):
+                logger.error("no checkpoint of version %d: %s; the older one stands", version,
+                             fault.text)  # fmt: skip
             case ev.EvaluationShown(version=version, values=values):
                 self._show_evaluation(version, values)
             case RecoveryEvent():
@@ -385,7 +402,10 @@ class Session:
 
     def _show_recovery(self, event: RecoveryEvent) -> None:
         self.recoveries.append(event)
-        self.folder.add_recovery(event)
+        try:
+            self.folder.add_recovery(event)
+        except RecordError as exc:
+            logger.error("%s; this recovery is in no file", exc.message)
         self.trace.recovered(event)
         logger.info("%s", event.line())
         if event.plan is not None and event.plan != self.plan:
@@ -412,8 +432,19 @@ class Session:
         assert self.evaluation is not None
         self.evaluations[version] = dict(values)
         row = {name: _jsonable(value) for name, value in values.items()}
-        self.metric_lines.append({"version": version, "eval": row})
+        self._write_row({"version": version, "eval": row})
         self.tell(EvaluationEvent(version=version, values=values, rows=self.evaluation.rows))
+
+    def _write_row(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics; where the run recovers, a full disk costs rows, not the run."""
+        try:
+            self.metric_lines.append(row)
+        except RecordError as exc:
+            if self.recovery is None:
+                raise
+            if not self._lost_rows:
+                logger.error("%s; rows of metrics are lost until there is room", exc.message)
+            self._lost_rows += 1
 
     def _show_step(self, news: ev.StepShown) -> None:
         values = dict(news.values)
@@ -423,7 +454,7 @@ class Session:
             self.metrics.setdefault(name, []).append(value)
         if news.step_s is not None and not news.has_evaluated:
             self.step_times.append(news.step_s)
-        self.metric_lines.append(
+        self._write_row(
             {"step": news.step, "loss": _jsonable(loss), "step_s": news.step_s}
             | {name: _jsonable(value) for name, value in values.items()}
             | ({"has_evaluated": True} if news.has_evaluated else {})

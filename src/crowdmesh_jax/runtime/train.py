@@ -136,7 +136,8 @@ def train(
         taken_up = resumed.unfinished if resumed is not None else None
         if isinstance(crowd, Crew):
             crew = crowd
-            crew.check_alive()
+            given = plan if isinstance(plan, str | PipelinePlan) else getattr(plan, "plan", plan)
+            crew.check_alive(given.devices if isinstance(given, PipelinePlan) else None)
             if crew.is_joined and taken_up is None:
                 crew.await_hellos()
             is_own = not (crew.is_started or crew.is_joined)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...core import DeviceId, Replica, ReplicaPlan, ReplicaRange, Stage
 from ...errors import InvalidValueError
 from ..budget import copy_bytes, hosted_bytes, rooms, stage_need
+from ..foresight import Ahead, ChainRule, rows_of
 from ..handover import Departure, Handover, HandoverRule, Target, decide_handover
 from ..interval import Interval, loss_rate_per_s
 from ..placement import EXACT_NODES, place
@@ -16,8 +18,11 @@ from ..policy import PolicyDecision, PolicyView, StandbyWish
 from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
+from .planning import is_safe, planned_moves, successors
 
 LEAST_HORIZON_S = 30.0
+HOLDERS = 8
+"""Devices that placement looks at for each stage, where all are in sight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,8 @@ class MobilityPolicy:
     unknown: float = UNKNOWN
     handover: HandoverRule | None = field(default_factory=HandoverRule)
     """None: no hand-overs; every departure is then a loss."""
+    chain: ChainRule | None = field(default_factory=ChainRule)
+    """Where places are known: hand-overs of one or several stages by this rule instead."""
     doubles: int = 3
     interval_scale: float = 1.0
     exact_nodes: int = EXACT_NODES
@@ -67,8 +74,12 @@ class MobilityPolicy:
     def decide(self, view: PolicyView) -> PolicyDecision:
         """Copies, interval, hand-overs and standby wishes for this moment."""
         outlook = Outlook(view=view, turns=self.turns, unknown=self.unknown)
-        departures = {device: self._departure(outlook, device) for device in view.owners}
-        loss_per_s = self._loss_per_s(outlook, departures)
+        ahead = None if self.chain is None else Ahead.of(view, self.chain)
+        departures = {
+            device: self._departure(outlook, device) if ahead is None else None
+            for device in view.owners
+        }
+        loss_per_s = self._loss_per_s(outlook, departures, ahead)
         # The holders are not known yet: the horizon's interval is that of a copy at the next stage.
         stages = view.plan.stages
         chain = [
@@ -79,7 +90,8 @@ class MobilityPolicy:
         first = tuned_interval(view, chain, loss_per_s, scale=self.interval_scale)
         horizon_s = self._horizon_s(view, first)
         prospects = [
-            self._prospects(outlook, index, horizon_s) for index in range(len(view.plan.stages))
+            self._prospects(outlook, index, horizon_s, ahead)
+            for index in range(len(view.plan.stages))
         ]
         placement = self._placed(outlook, prospects, horizon_s)
         hops = [
@@ -92,13 +104,33 @@ class MobilityPolicy:
         told = placement.tell()
         return PolicyDecision(
             replicas=replicas,
-            handovers=self._handovers(outlook, departures, prospects, interval),
+            handovers=self._handovers(outlook, departures, prospects, interval, ahead),
             standby=StandbyWish(mode="take_over", doubles=self.doubles),
             unprotected=placement.unprotected,
             notes=(told,) if told else (),
         )
 
-    def _loss_per_s(self, outlook: Outlook, departures: Mapping[str, Departure | None]) -> float:
+    def take_over(self, view: PolicyView, lost: Sequence[int]) -> tuple[str, ...] | None:
+        """Devices of all stages after a loss; None: no chain of devices is in range.
+
+        Args:
+            lost: Stages whose state has to come from a copy, if another device takes them.
+        """
+        return successors(view, self.chain or ChainRule(), lost)
+
+    def moves(self, view: PolicyView) -> tuple[Handover, ...]:
+        """The hand-overs alone, as `decide` would have them: cheap, for the time between two
+        decisions, when what is seen changes and copies need not."""
+        if self.handover is None or self.chain is None:
+            return view.handovers
+        if not view.handovers and is_safe(view, self.chain):
+            return ()
+        steps = None if view.standing is None else view.standing.interval_steps
+        return planned_moves(view, self.chain, (steps or 0) * view.costs.step_s)
+
+    def _loss_per_s(
+        self, outlook: Outlook, departures: Mapping[str, Departure | None], ahead: Ahead | None
+    ) -> float:
         view = outlook.view
         crash, leave = [], []
         for device in sorted(view.plan.all_devices):
@@ -108,6 +140,12 @@ class MobilityPolicy:
             seen = 0.0 if departure is None else 1 / max(departure.leaves_s, 1.0)
             crash.append(crashes)
             leave.append(max(learned - crashes, seen))
+        if ahead is not None:
+            rows = rows_of(ahead, view.plan.devices)
+            leave += [
+                float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(rows)
+                if min(a, b) >= 0
+            ]  # fmt: skip
         missed = 1.0 if self.handover is None else self.missed_share
         return loss_rate_per_s(crash, leave, missed_share=missed)
 
@@ -117,9 +155,13 @@ class MobilityPolicy:
         costs = view.costs
         return max(LEAST_HORIZON_S, interval.seconds + costs.detect_s + costs.recovery_s)
 
-    def _prospects(self, outlook: Outlook, index: int, horizon_s: float) -> tuple[Prospect, ...]:
+    def _prospects(
+        self, outlook: Outlook, index: int, horizon_s: float, ahead: Ahead | None
+    ) -> tuple[Prospect, ...]:
         """What every device promises as holder of one stage."""
         view = outlook.view
+        if ahead is not None and set(view.plan.all_devices) <= set(ahead.ids):
+            return self._seen_prospects(outlook, index, horizon_s, ahead)
         stage = view.plan.stages[index]
         peers = [
             view.plan.stages[near].device
@@ -142,6 +184,33 @@ class MobilityPolicy:
                 Prospect(device=device.id, presence=presence, speed=device.flops_per_s / fastest)
             )
         return tuple(sorted(found, key=lambda p: p.device))
+
+    def _seen_prospects(
+        self, outlook: Outlook, index: int, horizon_s: float, ahead: Ahead
+    ) -> tuple[Prospect, ...]:
+        """The same by the chain rule's chances, for devices that are in sight."""
+        view = outlook.view
+        stage, devices = view.plan.stages[index], view.plan.devices
+        chance = ahead.chance_at(horizon_s)
+        rows = rows_of(ahead, devices)
+        fastest = max(device.flops_per_s for device in view.crowd.devices)
+        found = []
+        for row, name in enumerate(ahead.ids):
+            if name in stage.devices:
+                continue
+            presence = 0.0
+            if ahead.near[rows[index], row]:
+                presence = outlook.stays(name, horizon_s)
+                for near in (index - 1, index + 1):
+                    if 0 <= near < len(rows) and rows[near] != row:
+                        presence *= float(chance[row, rows[near]])
+            device = view.crowd.device(name)
+            found.append(
+                Prospect(device=device.id, presence=presence, speed=device.flops_per_s / fastest)
+            )
+        # The most valuable ones: a placement of few copies needs no others.
+        best = sorted(found, key=lambda p: (-p.presence * p.speed, p.device))[:HOLDERS]
+        return tuple(sorted(best, key=lambda p: p.device))
 
     def _placed(
         self, outlook: Outlook, prospects: list[tuple[Prospect, ...]], horizon_s: float
@@ -247,10 +316,13 @@ class MobilityPolicy:
         departures: Mapping[str, Departure | None],
         prospects: list[tuple[Prospect, ...]],
         interval: Interval,
+        ahead: Ahead | None,
     ) -> tuple[Handover, ...]:
         view, rule = outlook.view, self.handover
         if rule is None:
             return ()
+        if self.chain is not None and ahead is not None:
+            return planned_moves(view, self.chain, interval.seconds, ahead)
         costs = view.costs
         loss_s = costs.detect_s + costs.recovery_s + costs.replay_share * interval.seconds / 2
         taken: set[str] = set()

@@ -1,0 +1,267 @@
+"""Where the pipeline should go next: chains of devices by their step and by how long they last.
+
+A chain c of devices, one a stage, each in range of the next, is left when one of its links ends.
+Changing costs K seconds, whatever the number of stages that move, as they move at one stop. Over
+its life of L(c) seconds a new chain costs, per second of work,
+
+    g(c) = t(c) (1 + K / L(c))
+
+with t(c) its step time over that of the fastest chain. The standing chain's K is spent, so it is
+left when g of the best other chain is lower than what staying costs now, t (1 + h (loss - K)): its
+time, and the rate h at which a link breaks before a hand-over is through, times what an unplanned
+loss costs more than a planned one. One rule for departures, better places and faster devices.
+
+**Links.** Seen at offset p with relative velocity w, after H seconds
+
+    distance = |p + w tau (1 - exp(-H / tau))|
+    sigma^2  = 2 (sd tau (1 - exp(-H / tau)))^2 + (turns |w| H)^2 + (drift sqrt(H))^2
+
+tau: how long a velocity lasts; sd: the error of each velocity. P(in range) = Phi((range -
+distance) / sigma), and the life of a link is the integral of P. Of a chain, the rates of its links
+add up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..errors import InvalidValueError
+from .policy import PolicyView
+
+_TIMES_S = np.array([0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0])
+Rows = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainRule:
+    """Numbers of the rule above: choices, tuned on the tuning seeds of all frozen scenarios
+    together, the same everywhere."""
+
+    persistence_s: float = 200.0
+    """tau."""
+    turns: float = 0.05
+    drift_m: float = 0.3
+    """After one second, of an offset."""
+    candidates: int = 11
+    """Devices that are looked at, the owners included: those with the best speed and links."""
+    gain: float = 0.03
+    """g must be lower by so much, or nothing moves."""
+    look_s: float = 3.0
+    """Time from one decision to the next, and until the next step boundary."""
+    far_s: float = 10.0
+    """State that has to go ahead takes about so long."""
+    stop_s: float = 2.0
+    """A planned stop, without bytes."""
+    stage_s: float = 0.2
+    """What each stage that moves costs beside: its logs and copies have to be made anew."""
+    recovery_stage_s: float = 10.0
+    """The same after a loss: each stage that stays keeps the state of the newest version alive."""
+
+    def __post_init__(self) -> None:
+        for name in ("persistence_s", "look_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidValueError(f"chain rule: {name} must be finite and > 0")
+        for name in ("turns", "drift_m", "gain", "stop_s", "stage_s", "recovery_stage_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidValueError(f"chain rule: {name} must be finite and >= 0")
+        if self.candidates < 1:
+            raise InvalidValueError(f"chain rule: candidates must be >= 1, got {self.candidates}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """What is expected of all devices of a view, rows in the order of their ids."""
+
+    ids: tuple[str, ...]
+    near: np.ndarray
+    """`[n, n]`: in range now, both heard."""
+    chance: np.ndarray
+    """`[times, n, n]`: of being in range then and, by what is known, until then."""
+    rate_per_s: np.ndarray
+    """`[n, n]`: at which links end: 1 / life."""
+    stage_s: np.ndarray
+    """`[stages, n]`: forward and backward of a microbatch."""
+
+    @classmethod
+    def of(
+        cls, view: PolicyView, rule: ChainRule, only: Sequence[str] | None = None
+    ) -> Ahead | None:
+        """From past sightings; None where nobody was seen or range means nothing.
+
+        Args:
+            only: Devices of interest; None: all of the view.
+        """
+        seen = view.sightings
+        if seen is None or view.range_m is None:
+            return None
+        wanted = view.ids if only is None else [name for name in only if name in view.row_of]
+        order = [view.row_of[name] for name in sorted(wanted)]
+        known = seen.known[order]
+        if view.heard is not None:
+            known = known & np.asarray(view.heard.present)[order]
+        known &= np.isfinite(seen.velocity_sd_m_per_s[order])
+        at_m = seen.positions_at(seen.now_s)[order]
+        velocity = seen.velocities_m_per_s[order]
+        sd = np.where(known, seen.velocity_sd_m_per_s[order], 0.0)
+        apart_m, relative = at_m[None] - at_m[:, None], velocity[None] - velocity[:, None]
+        near = (apart_m**2).sum(axis=-1) <= view.range_m**2
+        near &= known[:, None] & known[None]
+        np.fill_diagonal(near, False)
+        lasts_s = rule.persistence_s * -np.expm1(-_TIMES_S / rule.persistence_s)
+        way_m = apart_m + relative * lasts_s[:, None, None, None]
+        distance_m = np.sqrt((way_m**2).sum(axis=-1))
+        speed2 = (relative**2).sum(axis=-1)
+        variance = (
+            (sd[:, None] ** 2 + sd[None] ** 2) * (lasts_s**2)[:, None, None]
+            + rule.turns**2 * speed2 * (_TIMES_S**2)[:, None, None]
+            + rule.drift_m**2 * _TIMES_S[:, None, None]
+        )
+        sigma_m = np.sqrt(np.maximum(variance, 1e-6))
+        score = np.clip(1.702 * (view.range_m - distance_m) / sigma_m, -60, 60)
+        # The logistic function is the normal one within 0.01.
+        chance = np.minimum.accumulate(1 / (1 + np.exp(-score)), axis=0) * near
+        steps_s = np.diff(_TIMES_S)[:, None, None]
+        life_s = ((chance[1:] + chance[:-1]) / 2 * steps_s).sum(axis=0)
+        stage_s = _stage_seconds(view, [view.ids[i] for i in order])
+        return cls(
+            ids=tuple(view.ids[i] for i in order),
+            near=near,
+            chance=chance,
+            rate_per_s=1 / np.maximum(life_s, 1e-3),
+            stage_s=stage_s,
+        )
+
+    def chance_at(self, seconds: float) -> np.ndarray:
+        """`[n, n]`: of staying in range so long."""
+        after = int(np.searchsorted(_TIMES_S, min(seconds, _TIMES_S[-1])))
+        if after == 0:
+            return self.chance[0]
+        part = (min(seconds, _TIMES_S[-1]) - _TIMES_S[after - 1]) / (
+            _TIMES_S[after] - _TIMES_S[after - 1]
+        )
+        return self.chance[after - 1] * (1 - part) + self.chance[after] * part
+
+    def broken_by(self, chain: Rows, seconds: float) -> float:
+        """Rate at which one of its links ends within those seconds."""
+        stays = self.chance_at(seconds)
+        return sum(1 - float(stays[a, b]) for a, b in itertools.pairwise(chain)) / seconds
+
+
+def _stage_seconds(view: PolicyView, ids: Sequence[str]) -> np.ndarray:
+    """Forward and backward of a microbatch, `[stages, devices]`."""
+    profile, stages = view.profile, view.plan.stages
+    flops = np.array(
+        [
+            sum(profile.layers[la].forward_flops + profile.layers[la].backward_flops
+                for la in stage.layers)
+            for stage in stages
+        ]
+    )  # fmt: skip
+    rates = np.array([view.crowd.device(name).flops_per_s for name in ids])
+    found = flops[:, None] / rates[None]
+    for column, name in enumerate(ids):
+        if name in profile.seconds:
+            rows = profile.layer_seconds(view.crowd, name)
+            for index, stage in enumerate(stages):
+                found[index, column] = sum(
+                    rows[la].forward_s + rows[la].backward_s for la in stage.layers
+                )
+    return found
+
+
+@lru_cache(maxsize=8)
+def _orders(candidates: int, stages: int) -> np.ndarray:
+    """All ways to give stages to different candidates, `[ways, stages]`."""
+    return np.array(list(itertools.permutations(range(candidates), stages)), np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainChoice:
+    """The best chain to change to."""
+
+    chain: Rows
+    g: float
+    """Per second of work at the fastest chain's pace."""
+    ahead_s: float
+    """What has to go ahead takes so long."""
+
+
+def best_chain(
+    ahead: Ahead,
+    rule: ChainRule,
+    *,
+    microbatches: int,
+    owners: Rows,
+    needs_s: np.ndarray,
+    ahead_s: np.ndarray,
+    slowdown: float,
+) -> ChainChoice | None:
+    """The chain with the lowest g other than the standing one; None where there is none in range.
+
+    Args:
+        owners: Rows of those who have the stages now.
+        needs_s: `[stages, n]`: seconds of transfer until that device has that stage's state, while
+            all wait; infinite where it may not have it.
+        ahead_s: The same of what goes ahead, while training goes on.
+        slowdown: See `Costs`.
+    """
+    stages = len(owners)
+    fast_s = ahead.stage_s.min()
+    rates = np.where(ahead.near, ahead.rate_per_s, np.inf)
+    two = np.sort(rates, axis=1)[:, :2]
+    links = np.where(np.isfinite(two), two, 1.0).sum(axis=1)
+    merit = ahead.stage_s.mean(axis=0) / fast_s + rule.stop_s * links
+    merit[~ahead.near.any(axis=1)] = np.inf
+    held = [row for row in owners if row >= 0]
+    merit[held] = -np.inf
+    picked = np.argsort(merit, kind="stable")[: max(rule.candidates, stages)]
+    picked = picked[merit[picked] < np.inf]
+    if len(picked) < stages:
+        return None
+    picked.sort()
+    ways = picked[_orders(len(picked), stages)]
+    links_ok = ahead.near[ways[:, 0], ways[:, 1]] if stages > 1 else np.ones(len(ways), bool)
+    for stage in range(1, stages - 1):
+        links_ok = links_ok & ahead.near[ways[:, stage], ways[:, stage + 1]]
+    ways = ways[links_ok]
+    if not len(ways):
+        return None
+    rate = np.zeros(len(ways))
+    for stage in range(stages - 1):
+        rate += ahead.rate_per_s[ways[:, stage], ways[:, stage + 1]]
+    times = np.stack([ahead.stage_s[s, ways[:, s]] for s in range(stages)])
+    step = (times.sum(axis=0) + (microbatches - 1) * times.max(axis=0)) / (
+        (microbatches + stages - 1) * fast_s
+    )
+    moved = np.stack([ways[:, s] != owners[s] for s in range(stages)])
+    waits = np.stack([needs_s[s, ways[:, s]] for s in range(stages)])
+    waits = np.where(moved, waits, 0.0).max(axis=0)
+    early = np.stack([ahead_s[s, ways[:, s]] for s in range(stages)])
+    early = np.where(moved, early, 0.0).max(axis=0)
+    cost = rule.stop_s + waits + slowdown * early + rule.stage_s * moved.sum(axis=0)
+    g = np.where(moved.any(axis=0), step * (1 + cost * rate), np.inf)
+    best = int(np.argmin(g))
+    if not math.isfinite(g[best]):
+        return None
+    return ChainChoice(
+        chain=tuple(int(v) for v in ways[best]), g=float(g[best]), ahead_s=float(early[best])
+    )
+
+
+def step_share(ahead: Ahead, chain: Rows, microbatches: int) -> float:
+    """t of a chain."""
+    times = [float(ahead.stage_s[s, row]) for s, row in enumerate(chain)]
+    whole = sum(times) + (microbatches - 1) * max(times)
+    return whole / ((microbatches + len(chain) - 1) * float(ahead.stage_s.min()))
+
+
+def rows_of(ahead: Ahead, names: tuple[str, ...]) -> Rows:
+    """Rows of devices; -1 for one that is not in the view."""
+    place: Mapping[str, int] = {name: row for row, name in enumerate(ahead.ids)}
+    return tuple(place.get(name, -1) for name in names)

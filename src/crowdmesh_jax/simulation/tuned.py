@@ -1,0 +1,12 @@
+"""`interval_scale` of each policy in each frozen scenario: the best of `TRIES` on tuning seeds.
+
+Written by `benchmarks/replication_policies.py --tune`, with the same tries for every policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TRIES = (0.25, 0.5, 1.0, 2.0, 4.0)
+TUNING_SEEDS = tuple(range(4))
+INTERVAL_SCALES: Mapping[str, Mapping[str, float]] = {}
