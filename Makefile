@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check exact bench drift docs long format clean
+.PHONY: help demo test check exact bench drift docs long survival format clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -31,6 +31,9 @@ exact: $(VENV)/.dev  ## the full exactness matrix (432 cells), and each model of
 
 long: $(VENV)/.dev  ## what is too long for CI
 	$(BIN)/python -m pytest -m long
+
+survival: $(VENV)/.dev  ## a hundred runs in which devices are killed; goes on where its log ends
+	$(BIN)/python tests/system/exactly_once.py --log exactly_once.log
 
 # In the order of their length. `drift` (docs/exactness.md) has a target of its own.
 BENCHMARKS := mobility codec transport kernels stage_split pipeline prediction torch_pipeline memory

@@ -276,7 +276,6 @@ class Stage:
         self.story = Story(trial)
         self._crew, self._mortals, self._folder = crew, mortals, folder
         self._armed = 0
-        self._plan = plan_of(trial.family, trial.stages)
         self._outside: list[Order] = []
 
     def gates(self) -> dict[int, Callable[[], bool]]:
@@ -313,19 +312,18 @@ class Stage:
 
     def see(self, event: Any) -> None:
         """An event of the run."""
-        if isinstance(event, cm.RecoveryEvent) and event.plan is not None:
-            self._plan = event.plan
         if isinstance(event, cm.StepEvent):
             self.story.shown.append(event.step)
             blows = self.story.trial.blows
             is_due = self._armed < len(blows) and event.step + 1 >= blows[self._armed].order.step
             if is_due and self.story.trial.ships:
                 self._arm(self._armed)
-            while self._outside and event.step + 1 >= self._outside[0].step:
+            if self._outside and event.step + 1 >= self._outside[0].step:
                 self._kill(self._outside.pop(0))
 
     def _kill(self, order: Order) -> None:
-        device = str(self._plan.stages[order.stage or 0].device)
+        decided = [r for r in journal(self._folder) if r["kind"] == "Decision"][-1]
+        device = decided["plan"]["stages"][order.stage or 0]["device"]
         entry = {"name": order.name, "kind": "outside", "device": device, "stage": order.stage}
         (self._mortals.folder / "fired" / order.name).write_text(json.dumps(entry))
         os.kill(self._crew.pids[device], signal.SIGKILL)

@@ -11,6 +11,8 @@ from support.mortal import Mortals
 
 import crowdmesh_jax as cm
 
+from . import exactly_once
+
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("survival")]
 
 SPARES = 3
@@ -55,3 +57,13 @@ def test_a_run_in_which_devices_die_ends_as_if_none_had(seed, crew_and_orders, t
         survival.judge(story)
     finally:
         survival.relaunch_dead(crew)
+
+
+@pytest.mark.long
+def test_a_hundred_runs_with_two_hundred_deaths(tmp_path):
+    log = tmp_path / "log"
+    exactly_once.run(list(range(100)), log, tmp_path)
+    rows = exactly_once.read(log)
+    print(exactly_once.summary(rows))
+    assert [row["trial"] for row in rows if not row["ok"]] == []
+    assert sum(1 + len(e.get("beside", ())) for row in rows for e in row["fired"]) >= 200

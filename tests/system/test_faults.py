@@ -236,6 +236,9 @@ def test_two_neighbours_die_in_the_same_moment(crew_and_orders, tmp_path):
     )  # fmt: skip
     story = play(trial, crew_and_orders, tmp_path)
     assert len(story.dead) == 6
+    for entry in story.fired.values():
+        pair = {entry["device"], *entry["beside"]}
+        assert any(pair <= set(event.lost) for event in story.result.recoveries), "both are named"
 
 
 # Stopped and deaf -------------------------------------------------------------------------------
@@ -334,20 +337,25 @@ def test_a_copy_damaged_on_its_way_does_not_count_and_is_not_used(tmp_path, comp
     assert [v for v in waves if 8 < v < 24], "the waves after it are whole"
 
 
-def test_a_copy_damaged_on_its_way_to_a_newcomer_comes_from_another(tmp_path, compiled):
-    """The fetch in a recovery: the same copy is asked for again."""
-    with crew_of(4, tmp_path, compiled) as (crew, mortals):
-        mortals.order(Order(name="first", kind="take-Chunk", step=8, device="device-2"))
+def test_a_copy_damaged_on_its_way_to_who_takes_over_is_sent_again(tmp_path, compiled):
+    """One spare holds two stages whose owners die at once; the other one must fetch a copy."""
+    with crew_of(5, tmp_path, compiled) as (crew, mortals):
         script = Script()
 
         def kill() -> None:
-            mortals.order(Order(name="flip", kind="send-Chunk", step=1, do="corrupt"))
-            os.kill(crew.pids["device-1"], signal.SIGKILL)
+            order = Order(name="flip", kind="send-Chunk", device="device-3", do="corrupt")
+            mortals.order(order)
+            for device in ("device-0", "device-2"):
+                os.kill(crew.pids[device], signal.SIGKILL)
 
-        script.at(26, kill)
-        result, ideal = go(crew, tmp_path, script=script, steps=40)
-    assert {"first", "flip"} <= set(mortals.fired())
+        script.at(14, kill)
+        result, ideal = go(crew, tmp_path, script=script, stages=3, steps=40, pause_s=0.02)
+    assert mortals.fired()["flip"]["to"] == "device-4"
     assert_same_but_lost_losses(result, ideal)
+    takes = {t.device: t for e in result.recoveries for t in e.take_overs}
+    assert takes["device-4"].source == "device-3"
+    assert takes["device-4"].moved_bytes > 0
+    assert all(event.how == "replay" for event in result.recoveries)
 
 
 def test_a_copy_damaged_on_disk_is_passed_over(tmp_path, compiled):

@@ -112,6 +112,10 @@ class RecoveryClock:
     heard_s: dict[str, float] = field(default_factory=dict)
     """Last word of each device, monotonic."""
     _opened: list[ev.EpochOpened] = field(default_factory=list)
+    _missed: list[str] = field(default_factory=list)
+    """Lost while the others were being stopped: no epoch was opened for them."""
+    _asked: set[str] = field(default_factory=set)
+    """Of whom a report was asked since the epochs' first."""
     _times: dict[str, float] = field(default_factory=dict)
     _silent_s: float = 0.0
     _loads: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -138,6 +142,7 @@ class RecoveryClock:
                     gone = [now_s - self.heard_s.get(device, now_s) for device in news.lost]
                     self._silent_s = max(gone, default=0.0)
                 self._opened.append(news)
+                self._asked.update(state.crew)
                 self._loads.clear()
             case ev.ChooseOwners():
                 self._times["fenced"] = now_s
@@ -147,6 +152,7 @@ class RecoveryClock:
                 self._times["installed"] = now_s
                 self._recovered, self._decided = news, state.decided
                 self._plan = state.plan
+                self._missed = sorted(self._asked - set(state.crew))
 
     def stepped(self) -> RecoveryEvent | None:
         """A step is committed: the recovery that it ends, if there is one."""
@@ -158,7 +164,8 @@ class RecoveryClock:
         at, until_s = [0.0] * 4, now_s
         for index, name in reversed(tuple(enumerate(("opened", "fenced", "planned", "installed")))):
             at[index] = until_s = min(times.get(name, until_s), until_s)
-        lost = tuple(dict.fromkeys(device for news in self._opened for device in news.lost))
+        named = [str(device) for news in self._opened for device in news.lost]
+        lost = tuple(dict.fromkeys([*named, *self._missed]))
         overs = tuple(self._take_overs(decided))
         event = RecoveryEvent(
             epoch=recovered.epoch,
@@ -180,6 +187,8 @@ class RecoveryClock:
             plan=self._plan,
         )
         self._opened.clear()
+        self._asked.clear()
+        self._missed.clear()
         self._recovered = self._decided = None
         return event
 
