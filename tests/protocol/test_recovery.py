@@ -344,3 +344,11 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_is_asked_for()
     assert missed
     assert len(kept) > 2
     assert kept == sorted(kept)
+
+
+def test_a_coordinator_that_forgot_why_a_stop_was_asked_goes_on():
+    """Found by the stateful test: the stop mark of a change reached the coordinator's next life."""
+    crowd = running(Crowd(seed=3, steps=9), 3)
+    crowd.ask_change()
+    crowd.crash_hub(down_s=0.1)
+    completes(crowd)

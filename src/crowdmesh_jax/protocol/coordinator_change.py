@@ -35,10 +35,13 @@ def on_change_asked(turn: RunTurn, event: ev.ChangeAsked) -> None:
 
 
 def is_change(state: CoordinatorState, message: msg.Done) -> bool:
-    """Whether this stop mark is for a change of plan, and for nothing else."""
+    """Whether this stop mark is for a change of plan, and for nothing else.
+
+    A coordinator that started again does not know why one was asked for before; an epoch from here
+    is right whatever the reason was."""
     halts = state.started.on_nonfinite is NonFinitePolicy.HALT and not message.verdict.is_finite
     is_ending = state.ending is not None or state.stop_reason is not None or halts
-    return state.change_reason is not None and Mark.STOP in message.marks and not is_ending
+    return state.recovery is not None and Mark.STOP in message.marks and not is_ending
 
 
 def pause(turn: RunTurn) -> None:
