@@ -13,7 +13,7 @@ import pytest
 
 from crowdmesh_jax.core import values
 from crowdmesh_jax.errors import InvalidValueError
-from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, records
+from crowdmesh_jax.protocol import CoordinatorState, Mark, MemberState, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
 
@@ -350,5 +350,6 @@ def test_a_coordinator_that_forgot_why_a_stop_was_asked_goes_on():
     """Found by the stateful test: the stop mark of a change reached the coordinator's next life."""
     crowd = running(Crowd(seed=3, steps=9), 3)
     crowd.ask_change()
+    crowd.run(until=lambda: Mark.STOP in crowd.members["d0"].state.marks_asked)
     crowd.crash_hub(down_s=0.1)
     completes(crowd)
