@@ -13,7 +13,7 @@ import pytest
 
 from crowdmesh_jax.core import values
 from crowdmesh_jax.errors import InvalidValueError
-from crowdmesh_jax.protocol import CoordinatorState, Mark, MemberState, messages, records
+from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
 
@@ -348,8 +348,12 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_is_asked_for()
 
 def test_a_coordinator_that_forgot_why_a_stop_was_asked_goes_on():
     """Found by the stateful test: the stop mark of a change reached the coordinator's next life."""
-    crowd = running(Crowd(seed=3, steps=9), 3)
+    terms = {"wave_every": 1, "log_steps": 2}
+    crowd = Crowd(seed=0, steps=6, spares=1, schedule="gpipe", snapshot_every=3, terms=terms)
+    for _ in range(117):
+        crowd.step()
+    crowd.crash_hub(after_actions=2, down_s=0.1)
     crowd.ask_change()
-    crowd.run(until=lambda: Mark.STOP in crowd.members["d0"].state.marks_asked)
-    crowd.crash_hub(down_s=0.1)
+    crowd.ask_holders()
+    assert crowd.hub.is_down
     completes(crowd)
