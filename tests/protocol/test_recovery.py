@@ -355,5 +355,4 @@ def test_a_coordinator_that_forgot_why_a_stop_was_asked_goes_on():
     crowd.crash_hub(after_actions=2, down_s=0.1)
     crowd.ask_change()
     crowd.ask_holders()
-    assert crowd.hub.is_down
     completes(crowd)
