@@ -32,7 +32,7 @@ import crowdmesh_jax as cm
 
 COLUMNS, LINES = 108, 80
 COMMAND = ("demo", "--name", "demo")
-LEFT_OUT = ("memory is for training", "alone:", "data:", "solver:", "run folder")
+LEFT_OUT = ("memory is for training", "alone:", "data:", "solver:", "run folder", "a step takes")
 """Lines that begin so stay out of the picture, with those that they wrap into."""
 DIMMED = Style(dim=True)
 
@@ -67,7 +67,7 @@ def shown(screen: pyte.Screen) -> list[Text]:
         row = screen.buffer[y]
         plain = "".join(row[x].data for x in range(COLUMNS)).rstrip()
         is_out = plain.startswith(LEFT_OUT) or (is_out and is_full)
-        is_full = len(plain) >= COLUMNS - 1  # it goes on in the next row
+        is_full = len(plain) >= COLUMNS - 12  # it goes on in the next row
         if is_out:
             if kept[-1].plain != "[...]":
                 kept.append(Text("[...]", style=DIMMED))

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .runtime import callbacks as callbacks
     from .runtime import connect as connect
     from .runtime import launch as launch
+    from .runtime import read_replicas as read_replicas
     from .runtime import restore as restore
     from .runtime import train as train
     from .solvers import CoalitionProblem as CoalitionProblem
@@ -118,7 +119,7 @@ _ROOM_NAMES = {
     "runtime": (
         "BestEvent CheckpointEvent Crew DeviceEvent Evaluation EvaluationEvent MeasuredEvent"
         " PhaseEvent Recovery RecoveryEvent StepEvent TakeOver TrainResult connect"
-        " launch restore train"
+        " launch read_replicas restore train"
     ),
     "solvers": (
         "CoalitionProblem CoalitionResult PartitionProblem PartitionResult PlanChoice"

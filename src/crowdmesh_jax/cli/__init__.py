@@ -28,6 +28,7 @@ from . import (
     plan,
     policies,
     profile,
+    replicas,
     report,
     solvers,
     train,
@@ -35,7 +36,8 @@ from . import (
 from .console import show_error
 
 COMMANDS = (
-    demo, crowd, mobility, policies, coalitions, plan, profile, train, report, models, solvers,
+    demo, crowd, mobility, policies, coalitions, plan, profile, train, report, replicas, models,
+    solvers,
 )  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -50,6 +52,7 @@ examples:
   crowdmesh plan --speeds 1,0.5,0.25               who would run which layers, and why
   crowdmesh train lenet --data digits --steps 100  train, and leave a folder in runs/
   crowdmesh report runs/NAME                       a page of what a run did
+  crowdmesh replicas runs/NAME                     who holds copies, and what a loss would cost
   crowdmesh COMMAND --help                         options and examples of a command
 """
 

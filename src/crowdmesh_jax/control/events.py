@@ -46,6 +46,15 @@ class Departing:
 
     device: str
     leaves_in_s: float
+    to: str = ""
+    """Where its stage is wanted, if it is idle then; "": the machine chooses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldersWanted:
+    """A replication policy wants copies elsewhere."""
+
+    holders: tuple[LayerHolders, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +131,7 @@ class Tick:
 
 ControlEvent = (
     Joined | Lost | Departing | Running | StepCommitted | ProgramCompiled | PlanSolved
-    | OwnersNeeded | WaveKept | Tick
+    | OwnersNeeded | WaveKept | HoldersWanted | Tick
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -182,7 +191,7 @@ _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         Joined, Lost, Departing, Running, StepCommitted, ProgramCompiled, PlanSolved, OwnersNeeded,
-        WaveKept, Tick, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
+        WaveKept, HoldersWanted, Tick, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
     )
 }  # fmt: skip
 

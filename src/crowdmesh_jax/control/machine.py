@@ -89,7 +89,10 @@ def _without(state: ControlState, device: str) -> dict[str, float]:
 def _on_departing(turn: _Turn, event: ev.Departing) -> None:
     state = turn.state
     leaves_s = turn.now_s + event.leaves_in_s
-    turn.set(departing={**state.departing, event.device: leaves_s})
+    turn.set(
+        departing={**state.departing, event.device: leaves_s},
+        heirs={**state.heirs, event.device: event.to},
+    )
     _hand_over_when_due(turn)
 
 
@@ -130,9 +133,13 @@ def _hand_over_when_due(turn: _Turn) -> None:
             continue
         holds, key = _holders_of(state.holders, stage.first_layer), state.keys[index]
 
-        def rank(device: str, holds: Any = holds, key: str = key) -> tuple[bool, bool, int]:
+        heir = state.heirs.get(stage.device)
+
+        def rank(
+            device: str, holds: Any = holds, key: str = key, heir: Any = heir
+        ) -> tuple[bool, bool, bool, int]:
             is_ready = key in state.ready.get(device, ())
-            return not is_ready, device not in holds, idle.index(device)
+            return not is_ready, device != heir, device not in holds, idle.index(device)
 
         best = min(idle, key=rank)
         left_s = state.departing[stage.device] - turn.now_s
@@ -244,6 +251,14 @@ def _on_step(turn: _Turn, event: ev.StepCommitted) -> None:
         turn.set(usual_s=(*state.usual_s, event.step_s)[-WINDOW:])
 
 
+def _on_holders_wanted(turn: _Turn, event: ev.HoldersWanted) -> None:
+    state = turn.state
+    if state.is_running and event.holders != state.holders:
+        turn.set(holders=event.holders)
+        turn.do(ev.AskHolders(holders=event.holders))
+        _compile_for_idle(turn)
+
+
 def _on_wave_kept(turn: _Turn, event: ev.WaveKept) -> None:
     """What the wave cost is what its steps took beyond the usual; from that and the hazard follows
     how often it is worth it (Young and Daly, see `propagation.interval`)."""
@@ -340,9 +355,10 @@ def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
     }
     leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
-    choice = choose_owners(staying, facts=facts, copies=state.terms.copies)
+    copies, room = state.terms.copies, state.terms.room
+    choice = choose_owners(staying, facts=facts, copies=copies, room=room)
     if choice.plan is None and leaving:
-        choice = choose_owners(need, facts=facts, copies=state.terms.copies)
+        choice = choose_owners(need, facts=facts, copies=copies, room=room)
     if choice.plan is not None or not need.devices:
         turn.do(ev.Answer(epoch=need.epoch, choice=choice))
         return
@@ -376,7 +392,8 @@ def _answer_with(turn: _Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 
 def _answer(turn: _Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
-    holders = ring_holders(plan, need.devices, copies=turn.state.terms.copies)
+    terms = turn.state.terms
+    holders = ring_holders(plan, need.devices, copies=terms.copies, room=terms.room)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))
@@ -392,5 +409,6 @@ _HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
     ev.PlanSolved: _on_solved,
     ev.OwnersNeeded: _on_need,
     ev.WaveKept: _on_wave_kept,
+    ev.HoldersWanted: _on_holders_wanted,
     ev.Tick: _on_tick,
 }

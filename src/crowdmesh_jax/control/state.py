@@ -9,6 +9,7 @@ from ..core.plan import PipelinePlan
 from ..errors import InvalidValueError
 from ..protocol import OwnersNeed
 from ..protocol.evidence import LayerHolders
+from ..protocol.owners import CopyRoom
 from .events import PlanSolved
 
 
@@ -29,6 +30,8 @@ class ControlTerms:
     """What an epoch without a loss takes, beside moving states."""
     worth: float = 1.5
     """A change must save so many times what it costs; so plans do not flap."""
+    room: CopyRoom | None = None
+    """For copies; None: everywhere enough."""
     learn_interval: bool = True
     """Waves come as often as their measured cost and the hazard make best; else as they are."""
     loss_per_s: float = 4e-5
@@ -95,6 +98,8 @@ class ControlState:
     wish_reason: str = ""
     departing: Mapping[str, float] = field(default_factory=dict)
     """Device -> when it leaves."""
+    heirs: Mapping[str, str] = field(default_factory=dict)
+    """Device -> who is wanted for its stage."""
 
     def idle(self) -> tuple[str, ...]:
         """Members without a stage."""

@@ -49,7 +49,8 @@ class Smoother:
             anew, 1, np.where(new, np.minimum(self._count + 1, self._window), self._count)
         )
         share = np.where(anew, 1.0, np.where(new, 1 / np.maximum(self._count, 1), 0.0))
-        self._mean = self._mean + share[:, None] * (seen.velocities_m_per_s - self._mean)
+        moved = self._mean + share[:, None] * (seen.velocities_m_per_s - self._mean)
+        self._mean = np.where(anew[:, None], seen.velocities_m_per_s, moved)
         self._seen_s = np.where(new, seen.seen_s, self._seen_s)
         self._occupants = np.where(new, seen.occupants, self._occupants)
         return replace(

@@ -245,7 +245,8 @@ def best_chain(
     early = np.stack([ahead_s[s, ways[:, s]] for s in range(stages)])
     early = np.where(moved, early, 0.0).max(axis=0)
     cost = rule.stop_s + waits + slowdown * early + rule.stage_s * moved.sum(axis=0)
-    g = np.where(moved.any(axis=0), step * (1 + cost * rate), np.inf)
+    may = moved.any(axis=0) & np.isfinite(cost)
+    g = np.where(may, step * (1 + np.where(may, cost, 0.0) * rate), np.inf)
     best = int(np.argmin(g))
     if not math.isfinite(g[best]):
         return None

@@ -58,6 +58,7 @@ def choose_owners(
     facts: Mapping[str, DeviceFacts] | None = None,
     stage_bytes: Sequence[float] = (),
     copies: int = 1,
+    room: CopyRoom | None = None,
 ) -> OwnersChoice:
     """Keeps all cuts; gives each lost stage to the best idle device, in this order: one that holds
     the copy and has the program compiled, one that holds the copy, one that has the program, any.
@@ -66,6 +67,7 @@ def choose_owners(
         facts: Per device; without: memory for everything, nothing compiled.
         stage_bytes: Per stage of the plan, what it needs; (): nothing.
         copies: Holders per stage, besides its owner.
+        room: For copies; None: everywhere enough.
 
     Returns:
         A choice without a plan where an idle device is missing. Survivors take no second stage
@@ -119,7 +121,7 @@ def choose_owners(
         microbatches=need.plan.microbatches,
         schedule=need.plan.schedule,
     )
-    holders = ring_holders(plan, need.devices, copies=copies)
+    holders = ring_holders(plan, need.devices, copies=copies, room=room)
     return OwnersChoice(plan=plan, holders=holders, reason="; ".join(words))
 
 
@@ -135,17 +137,46 @@ def _is_cut_off(
     return any(frozenset((stages[i].device, DeviceId(device))) in cut_links for i in beside)
 
 
+HELD_VERSIONS = 2
+"""Of a copy, at once: the durable one, and that of the open wave (R14)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyRoom:
+    """What copies take, and what devices keep for them."""
+
+    layer_bytes: tuple[int, ...]
+    """State of each layer: parameters, optimizer, statistics."""
+    device_bytes: Mapping[str, float]
+    """Not named: no limit."""
+
+    def needs(self, stage: Stage) -> int:
+        """What a holder of the stage's copies must have room for."""
+        return HELD_VERSIONS * sum(self.layer_bytes[layer] for layer in stage.layers)
+
+
 def ring_holders(
-    plan: PipelinePlan, devices: Sequence[DeviceId], *, copies: int
+    plan: PipelinePlan,
+    devices: Sequence[DeviceId],
+    *,
+    copies: int,
+    room: CopyRoom | None = None,
 ) -> tuple[LayerHolders, ...]:
     """For each stage the next `copies` devices after its owner: idle ones first, then the ring of
-    owners, so that the copies of neighbours lie on different devices."""
+    owners, so that the copies of neighbours lie on different devices. Who has no room is passed
+    over; a stage may have no holder at all."""
     owners = list(plan.devices)
     idle = [device for device in devices if device not in owners]
+    left = dict(room.device_bytes) if room is not None else {}
     holders = []
     for index, stage in enumerate(plan.stages):
         turned = idle[index % len(idle) :] + idle[: index % len(idle)] if idle else []
         ring = [*turned, *owners[index + 1 :], *owners[:index]]
+        if room is not None:
+            needed = room.needs(stage)
+            ring = [device for device in ring if left.get(device, float("inf")) >= needed]
+            for device in ring[:copies]:
+                left[device] = left.get(device, float("inf")) - needed
         holders.append(
             LayerHolders(
                 first_layer=stage.first_layer,

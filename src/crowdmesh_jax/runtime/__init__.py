@@ -5,6 +5,7 @@ from .crew import Crew, connect, launch
 from .emulation import Emulation, emulate
 from .evaluation import Evaluation
 from .recovery import Recovery, RecoveryEvent, TakeOver
+from .replicas import read_replicas
 from .result import (
     BestEvent,
     CheckpointEvent,
@@ -40,6 +41,7 @@ __all__ = [
     "connect",
     "emulate",
     "launch",
+    "read_replicas",
     "restore",
     "train",
 ]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,18 +20,17 @@ from typing import Any
 
 from .. import control
 from ..core import PipelinePlan
-from ..core.crowd import DeviceId
 from ..errors import CrowdMeshError, RecordError
 from ..programs import StageBundle
 from ..protocol import CoordinatorState, OwnersNeed
 from ..protocol import coordinator_events as ev
-from ..protocol.evidence import LayerHolders
-from ..protocol.owners import ring_holders
 from ..record import Journal
 from .outfit import Outfitter
+from .placing import Placer
 
 logger = logging.getLogger(__name__)
 
+PLACE_EVERY_S = 1.0
 LOW_PRIORITY = 10
 """Of the thread that plans ahead: nobody waits for it."""
 
@@ -62,6 +62,7 @@ class PolicyBody:
         ask: Hands an event to the coordinator's machine.
         post: See `Post`.
         spawn: Runs a coroutine beside the run.
+        placer: Asked where copies go; None: the ring of devices.
         log: Where events and actions are written; None: nowhere.
     """
 
@@ -74,11 +75,17 @@ class PolicyBody:
         ask: Callable[[Any], None],
         post: Post,
         spawn: Callable[[Coroutine[Any, Any, None], str], Any],
+        placer: Placer | None = None,
         log: Journal | None = None,
     ) -> None:
         self.state = control.ControlState(terms=terms)
         self._outfitter, self._planner = outfitter, planner
         self._ask, self._post, self._spawn = ask, post, spawn
+        self._placer = placer
+        self._placed_s = 0.0
+        """When it was asked last."""
+        self._departing: dict[str, str] = {}
+        """Device -> where its stage is to go, as the placer said last."""
         self._log = log
         self._ready: dict[str, set[str]] = {}
         """Device -> keys of what it has: it need not be sent again."""
@@ -102,6 +109,33 @@ class PolicyBody:
         for action in actions:
             self._do(action)
 
+    def tick(self) -> None:
+        """Time passes."""
+        self.tell(control.Tick())
+        if self._placer is None or not self.state.is_running or self.state.plan is None:
+            return
+        if time.monotonic() - self._placed_s >= PLACE_EVERY_S:
+            self._placed_s = time.monotonic()
+            self._place(self._placer, self.state.plan)
+
+    def _place(self, placer: Placer, plan: PipelinePlan) -> None:
+        """Asks the placer; its holders are asked for, its hand-overs are departures."""
+        usual = self.state.usual_s
+        decision = placer.decide(plan, statistics.median(usual) if usual else 1.0)
+        holders = placer.holders(decision, plan, self.state.party)
+        if holders != self.state.holders:
+            self.tell(control.HoldersWanted(holders=holders))
+        for item in decision.handovers:
+            if self._departing.get(str(item.owner)) != str(item.target):
+                self._departing[str(item.owner)] = str(item.target)
+                self.tell(
+                    control.Departing(
+                        device=str(item.owner),
+                        leaves_in_s=max(0.0, item.leaves_s),
+                        to=str(item.target),
+                    )
+                )
+
     # What the body knows of devices
 
     def has(self, device: str, key: str) -> bool:
@@ -111,7 +145,16 @@ class PolicyBody:
     def joined(self, device: str) -> None:
         """A process said Hello: what one before it had is gone."""
         self._ready.pop(device, None)
+        self._departing.pop(device, None)
+        if self._placer is not None:
+            self._placer.presence.joined(device)
         self.tell(control.Joined(device=device))
+
+    def lost(self, device: str) -> None:
+        """Its channel ended."""
+        if self._placer is not None:
+            self._placer.presence.lost(device)
+        self.tell(control.Lost(device=device))
 
     def ready(self, device: str, key: str) -> None:
         """A device has what the key names."""
@@ -183,13 +226,6 @@ class PolicyBody:
 
 
 _FREQUENT = (control.StepCommitted, control.Tick)
-
-
-def first_holders(
-    plan: PipelinePlan, devices: Sequence[str], *, copies: int
-) -> tuple[LayerHolders, ...]:
-    """Who keeps the copies of whose layers, where no policy says otherwise."""
-    return ring_holders(plan, [DeviceId(device) for device in devices], copies=copies)
 
 
 def _lower_priority() -> None:

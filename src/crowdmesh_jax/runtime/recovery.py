@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..core import PipelinePlan
 from ..errors import InvalidValueError
+from ..propagation import ReplicationPolicy
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
 from ..protocol.coordinator import CoordinatorState
 from ..protocol.decision import Decision
 from ..record import RecoveryEvent, TakeOver
+from .placing import Watch
 
 FIRST_WAVE_EVERY = 8
 MOST_LOG_STEPS = 256
@@ -46,6 +48,18 @@ class Recovery:
     silence_s: float = 3.0
     """A device is never held to be lost for a shorter silence. Beyond it, what is usual for that
     device counts."""
+    policy: str | ReplicationPolicy | None = None
+    """Where copies go and who is handed over: "mobility" (ours), a rival's rule ("neighbour",
+    "next_stage", "central", "none"), an installed package's name, or an object. None: spares
+    first, then the ring of devices with a stage."""
+    watch: Watch | None = None
+    """Gives what is known of places now (`cm.mobility.Sightings`, rows as the crowd's devices), or
+    None; called about once a second. For policies that predict who leaves."""
+    range_m: float | None = None
+    """Radio range of the devices that are watched."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> devices that are likely to be lost together (a vehicle, a power strip): a policy
+    that knows hazards puts no two copies there. A crowd's cells are known."""
     replan: bool = True
     """Cut the layers anew when devices have come or gone and it pays; False: only where nobody can
     take a lost stage as it is. Other cuts change results by float rounding."""
@@ -67,6 +81,12 @@ class Recovery:
         for name in ("heartbeat_s", "silence_s", "return_s"):
             if not getattr(self, name) > 0:
                 raise InvalidValueError(f"recovery: {name} must be > 0, got {getattr(self, name)}")
+
+    def to_record(self) -> dict[str, Any]:
+        """As it stands in a run's `config.toml`: a policy by its name; what is code is left out."""
+        policy = self.policy if isinstance(self.policy, str | None) else self.policy.name
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "policy": policy, "watch": None}
 
     @property
     def first_wave_every(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, unseal
-from ..control import ControlTerms, Departing, Lost, StepCommitted, Tick, WaveKept
+from ..control import ControlTerms, Departing, StepCommitted, WaveKept
 from ..core import PipelinePlan, values
 from ..data import DataSource
 from ..errors import CrowdMeshError, PeerLostError, ProtocolError, RecordError
@@ -31,6 +31,7 @@ from ..transport import Lane, PeerGone, Received
 from .crew import COORDINATOR, Crew
 from .memory import MemoryReport
 from .outfit import Outfitter
+from .placing import Placer
 from .policy import Planner, PolicyBody
 from .recovery import RecoveryClock
 
@@ -70,7 +71,7 @@ class Run:
     Args:
         outfitter: What goes with each Install.
         load_state: Version -> all arrays of it, from the checkpoint. Slow: called in a thread.
-        terms, planner: Of the policy: how eager it is, and how it plans.
+        terms, planner, placer: Of the policy: how eager it is, how it plans, where copies go.
         source: Read here for devices that hold no copy of it.
         eval_source: The same for evaluation, by microbatch.
         restart: The journal's records of this run, which goes on where it is; (): a new one.
@@ -96,6 +97,7 @@ class Run:
         load_state: Callable[[int], Mapping[Key, np.ndarray]],
         terms: ControlTerms,
         planner: Planner,
+        placer: Placer | None,
         policy_log: Journal | None,
         source: DataSource,
         eval_source: DataSource | None,
@@ -128,6 +130,7 @@ class Run:
             ask=self._put,
             post=self._prepare,
             spawn=self._spawn,
+            placer=placer,
             log=policy_log,
         )
         self._clock = RecoveryClock()
@@ -205,7 +208,7 @@ class Run:
         if isinstance(item, PeerGone):
             lost = ev.MemberLost(device=machine.DeviceId(item.peer), reason=item.reason)
             self._put(lost)
-            self._policy.tell(Lost(device=item.peer))
+            self._policy.lost(item.peer)
             return
         try:
             envelope = unseal(item.frame)
@@ -267,7 +270,7 @@ class Run:
         while True:
             await asyncio.sleep(TICK_S)
             self._put(ev.Tick())
-            self._policy.tell(Tick())
+            self._policy.tick()
 
     async def _handle_events(self) -> None:
         while True:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..control import ControlTerms
 from ..core import PipelinePlan, Prediction, Timeline, schedule_for
+from ..core.crowd import DeviceId
 from ..data import DataSource
 from ..errors import RecordError
 from ..export import assemble
@@ -29,13 +30,16 @@ from ..protocol import coordinator_events as ev
 from ..protocol import record_to_plain, records
 from ..protocol.common import BestRule, NonFinitePolicy, Tie
 from ..protocol.coordinator_events import Deadlines, RecoveryTerms
+from ..protocol.evidence import LayerHolders
+from ..protocol.owners import CopyRoom, ring_holders
 from ..record import Journal, RunFolder, read_manifest
 from .callbacks import Control
 from .crew import Crew
 from .evaluation import EvaluationSet
 from .memory import MemoryReport, memory_table
 from .outfit import Outfitter
-from .policy import Planner, first_holders
+from .placing import Placer, copy_room, unprotected
+from .policy import Planner
 from .predict import predict_run
 from .recovery import Recovery, RecoveryEvent
 from .result import (
@@ -89,6 +93,7 @@ class Session:
         notes: Mapping[str, Any] | None,
         recovery: Recovery | None,
         planner: Planner,
+        placer: Placer | None,
     ) -> None:
         self.job, self.crew, self.data, self.first_plan = job, crew, data, plan
         self.plan, self.bundles = known[-1]
@@ -101,7 +106,7 @@ class Session:
         self.outfitter = Outfitter(crew.crowd, data, held_out)
         for its_plan, bundles in known:
             self.outfitter.learn(its_plan, bundles)
-        self.planner = planner
+        self.planner, self.placer = planner, placer
         self._records: tuple[records.Record, ...] = ()
         """Of a run that is taken up."""
         self._lost_rows = 0
@@ -191,6 +196,7 @@ class Session:
                 load_state=load_state,
                 terms=self._control_terms(),
                 planner=self.planner,
+                placer=self.placer,
                 policy_log=stack.enter_context(folder.policy()) if self.recovery else None,
                 source=self.data,
                 eval_source=self.evaluation.source if self.evaluation is not None else None,
@@ -249,7 +255,7 @@ class Session:
                 "evaluate": self._evaluation_config(),
                 "keep_best": None if self.rule is None else [self.rule.metric, self.rule.mode],
                 "resumed_at": self.base or None,
-                "recovery": self.recovery,
+                "recovery": self.recovery and self.recovery.to_record(),
             },
             "notes": self.notes,
             "crowd": self.crew.crowd,
@@ -302,14 +308,42 @@ class Session:
         planned = [str(device) for device in self.plan.devices]
         spares = [device for device in self.crew.hellos if device not in planned]
         return RecoveryTerms(
-            holders=first_holders(
-                self.plan, sorted([*planned, *spares]), copies=self.recovery.copies
-            ),
+            holders=self._first_holders(sorted([*planned, *spares])),
             wave_every=self.recovery.first_wave_every,
             log_steps=self._log_steps(self.recovery),
             return_s=self.recovery.return_s,
             attach_s=ATTACH_S,
         )
+
+    def _first_holders(self, party: list[str]) -> tuple[LayerHolders, ...]:
+        """Who keeps which copies at first; what stays without one is said before training."""
+        assert self.recovery is not None
+        if self.placer is None:
+            devices, copies = [DeviceId(device) for device in party], self.recovery.copies
+            holders = ring_holders(self.plan, devices, copies=copies, room=self._room())
+            notes = unprotected(self.plan, holders, self._room())
+        else:
+            for device in party:
+                self.placer.presence.joined(device)
+            planned_s = self.prediction.step_s if self.prediction is not None else 1.0
+            decision = self.placer.decide(self.plan, planned_s)
+            holders = self.placer.holders(decision, self.plan, party)
+            notes = [
+                f"layers {item.first_layer}-{item.last_layer} of {item.owner} have no copy:"
+                f" {item.detail}"
+                for item in decision.unprotected
+            ]
+        if notes:
+            rest = "a loss there takes everyone back to the newest checkpoint"
+            detail = "; ".join([*notes, rest])
+            logger.warning("%s", detail)
+            self.tell(PhaseEvent(phase="protection", detail=detail))
+        return holders
+
+    def _room(self) -> CopyRoom:
+        leaves = [bundle.manifest.resident for bundle in self.bundles]
+        names = [layer.name for layer in self.job.model.layers]
+        return copy_room(leaves, self.crew.hellos, names)
 
     def _log_steps(self, recovery: Recovery) -> int:
         boundary_bytes = 0
@@ -326,6 +360,7 @@ class Session:
         leaves = [crowd.device(device).leave_hazard_per_s for device in self.plan.devices]
         return ControlTerms(
             copies=self.recovery.copies,
+            room=self._room(),
             learn_interval=self.recovery.wave_every is None,
             loss_per_s=sum(leaves) + len(leaves) * self.recovery.crash_per_s,
             most_steps=max(1, self._log_steps(self.recovery) // 2),

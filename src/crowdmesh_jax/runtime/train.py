@@ -6,6 +6,7 @@ plan, installed by the coordinator and run by agents. Decides nothing about the 
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core import Crowd, PipelinePlan, check_runnable, make_schedule, predict, schedule_for
+from ..core import (
+    Crowd,
+    ModelProfile,
+    PipelinePlan,
+    check_runnable,
+    make_schedule,
+    predict,
+    schedule_for,
+)
 from ..data import DataSource, checked_batch, known_targets
 from ..errors import InvalidCrowdError, InvalidPlanError, JobError, ScheduleError
 from ..export import build_bundles, initial_arrays
@@ -23,6 +32,7 @@ from ..record import RunFolder
 from .callbacks import Callback, Control
 from .crew import Crew, TransportName
 from .evaluation import best_rule, evaluated_names, prepare_evaluation
+from .placing import Placer
 from .policy import Planned, Planner
 from .recovery import Recovery
 from .result import OnEvent, PhaseEvent, RunEvent, TrainResult
@@ -166,6 +176,7 @@ def train(
         if not isinstance(plan, PipelinePlan):
             raise JobError(f"plan must be a PipelinePlan, what solve returned, or 'auto': {plan!r}")
         _check_plan(plan, job, crew.crowd)
+        terms = (Recovery() if recovery else None) if isinstance(recovery, bool) else recovery
         tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
         is_new = folder is None
         if folder is None or events is None:
@@ -202,12 +213,38 @@ def train(
             control=control,
             prediction=prediction,
             notes=notes,
-            recovery=(Recovery() if recovery else None) if isinstance(recovery, bool) else recovery,
+            recovery=terms,
+            placer=_placer(terms, job, crew, example),
             planner=_planner(job, crew, example, (inputs_spec, targets_spec), solver, schedule),
         )
         return session.run(
             arrays, inputs_spec, events, checkpoint_every=checkpoint_every, measure=measure
         )
+
+
+def _placer(terms: Recovery | None, job: TrainingJob, crew: Crew, example: Any) -> Placer | None:
+    """Asks a replication policy where copies go, if the terms name one."""
+    if terms is None or terms.policy is None:
+        return None
+    from ..propagation import make_replication_policy
+
+    @functools.cache
+    def profiled() -> ModelProfile:
+        from ..profiling import profile
+
+        return profile(job, crew.crowd, example)
+
+    return Placer(
+        make_replication_policy(terms.policy),
+        crew.crowd,
+        profiled,
+        copies=terms.copies,
+        crash_per_s=terms.crash_per_s,
+        detect_s=terms.silence_s,
+        watch=terms.watch,
+        range_m=terms.range_m,
+        groups=terms.groups,
+    )
 
 
 def _planner(

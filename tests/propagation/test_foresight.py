@@ -1,0 +1,166 @@
+"""The chain rule: links that last, one stop for several stages, who takes over."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replica_worlds import crowd, plan, profile, sightings, view
+
+from crowdmesh_jax.errors import InvalidValueError
+from crowdmesh_jax.propagation import Ahead, ChainRule, Costs, Holding, MobilityPolicy, best_chain
+
+RULE = ChainRule()
+NAMES = tuple("abcdefg")
+
+
+def a_view(places, velocities=None, *, owners="a b", sd=0.0, speeds=None, held=(), range_m=50.0):
+    return view(
+        crowd=crowd(" ".join(places), flops=speeds),
+        plan=plan(owners, layers=len(owners.split()), microbatches=8),
+        profile=profile(len(owners.split()), microbatches=8),
+        sightings=sightings(places, velocities, sd=sd),
+        range_m=range_m,
+        costs=Costs(step_s=1.0, changed_share=0.3),
+        holdings=tuple(
+            Holding(device=d, first_layer=s, last_layer=s, version=v, age_s=0.0, size_bytes=3000)
+            for d, s, v in held
+        ),
+    )
+
+
+def test_a_link_lasts_as_long_as_straight_motion_says():
+    seen = a_view({"a": (0.0, 0.0), "b": (10.0, 0.0)}, {"b": (1.0, 0.0)})
+    ahead = Ahead.of(seen, replace(RULE, persistence_s=1e6, turns=0.0, drift_m=0.0))
+    assert ahead is not None
+    # It ends after 40 s, between the grid's 32 and 64.
+    assert ahead.chance_at(32.0)[0, 1] > 0.99
+    assert ahead.chance_at(64.0)[0, 1] < 0.01
+    assert 32 <= 1 / ahead.rate_per_s[0, 1] <= 64
+    assert np.array_equal(ahead.rate_per_s, ahead.rate_per_s.T)
+    assert not ahead.near[0, 0]
+
+
+def test_chances_never_rise_and_noise_blurs_them():
+    places = {name: (12.0 * i, 3.0 * (i % 2)) for i, name in enumerate(NAMES)}
+    velocities = {name: (0.3 * (i - 3), 0.2) for i, name in enumerate(NAMES)}
+    for sd in (0.0, 0.2):
+        ahead = Ahead.of(a_view(places, velocities, sd=sd), RULE)
+        assert ahead is not None
+        assert (np.diff(ahead.chance, axis=0) <= 1e-12).all()
+        assert ((ahead.chance >= 0) & (ahead.chance <= 1)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), stages=st.integers(1, 3))
+def test_the_best_chain_is_the_one_that_trying_all_finds(seed, stages):
+    rng = np.random.default_rng(seed)
+    count = 6
+    near = np.triu(rng.random((count, count)) < 0.6, 1)
+    near = near | near.T
+    rates = np.triu(rng.uniform(0.001, 0.2, (count, count)), 1)
+    ahead = Ahead(
+        ids=NAMES[:count],
+        near=near,
+        chance=np.ones((11, count, count)),
+        rate_per_s=rates + rates.T,
+        stage_s=rng.uniform(0.5, 1.5, (stages, count)),
+    )
+    needs_s = rng.choice([0.0, 3.0, math.inf], (stages, count))
+    ahead_s = rng.choice([0.0, 10.0], (stages, count))
+    owners = tuple(int(v) for v in rng.permutation(count)[:stages])
+
+    def g(chain):
+        moved = [s for s in range(stages) if chain[s] != owners[s]]
+        times = [ahead.stage_s[s, d] for s, d in enumerate(chain)]
+        t = (sum(times) + 7 * max(times)) / ((8 + stages - 1) * ahead.stage_s.min())
+        cost = RULE.stop_s + max(needs_s[s, chain[s]] for s in moved)
+        cost += 0.1 * max(ahead_s[s, chain[s]] for s in moved) + RULE.stage_s * len(moved)
+        if not math.isfinite(cost):
+            return math.inf
+        return t * (1 + cost * sum(ahead.rate_per_s[a, b] for a, b in itertools.pairwise(chain)))
+
+    chains = [
+        chain
+        for chain in itertools.permutations(range(count), stages)
+        if chain != owners and all(near[a, b] for a, b in itertools.pairwise(chain))
+        and all(near[d].any() for d in chain if d not in owners)
+    ]  # fmt: skip
+    values = [g(chain) for chain in chains]
+    found = best_chain(
+        ahead, RULE, microbatches=8, owners=owners, needs_s=needs_s, ahead_s=ahead_s, slowdown=0.1
+    )
+    if not values or not math.isfinite(min(values)):
+        assert found is None
+    else:
+        assert found is not None
+        assert found.g == pytest.approx(min(values))
+        assert g(found.chain) == pytest.approx(found.g)
+
+
+def test_a_stage_moves_before_its_link_ends_and_not_long_before():
+    def moves(distance_m):
+        places = {"a": (0.0, 0.0), "b": (distance_m, 0.0), "c": (10.0, 5.0)}
+        seen = a_view(places, {"b": (1.0, 0.0)}, held=[("c", 1, 5)])
+        return MobilityPolicy().moves(seen)
+
+    assert moves(5.0) == ()
+    (move,) = moves(48.5)
+    assert (move.owner, move.target, move.first_layer) == ("b", "c", 1)
+
+
+def test_several_stages_move_together_where_one_alone_would_not_last():
+    """b and c go away together; d could replace b for a while, d and e both for good."""
+    places = {"a": (0.0, 0.0), "b": (48.0, 0.0), "c": (49.0, 0.0), "d": (10.0, 10.0),
+              "e": (12.0, 14.0)}  # fmt: skip
+    seen = a_view(
+        places, {"b": (1.0, 0.0), "c": (1.0, 0.0)}, owners="a b c",
+        held=[(d, s, 5) for d in "de" for s in (0, 1, 2)],
+    )  # fmt: skip
+    moved = MobilityPolicy().moves(seen)
+    assert {m.owner for m in moved} == {"b", "c"}
+    assert {m.target for m in moved} == {"d", "e"}
+
+
+def test_who_holds_a_copy_takes_over_and_those_that_live_stay():
+    places = {"a": (0.0, 0.0), "b": (10.0, 0.0), "c": (5.0, 5.0), "d": (6.0, 5.0)}
+    seen = a_view(places, owners="a b", held=[("d", 1, 9)])
+    silent = np.array([True, False, True, True])
+    heard = replace_heard(seen, silent)
+    assert MobilityPolicy().take_over(heard, [1]) == ("a", "d")
+    far = {**places, "c": (500.0, 0.0), "d": (500.0, 300.0)}
+    nobody = replace_heard(a_view(far, owners="a b"), silent)
+    assert MobilityPolicy().take_over(nobody, [1]) is None
+
+
+def replace_heard(seen, present):
+    from crowdmesh_jax.mobility import Sessions
+    from crowdmesh_jax.propagation import Heard
+
+    sessions = Sessions.of([], [], [], devices=len(present))
+    return replace(seen, heard=Heard(present=present, sessions=sessions))
+
+
+def test_the_order_of_devices_does_not_matter():
+    rng = np.random.default_rng(3)
+    places = {name: tuple(rng.uniform(0, 60, 2)) for name in NAMES}
+    velocities = {name: tuple(rng.uniform(-1, 1, 2)) for name in NAMES}
+    speeds = {name: float(v) for name, v in zip(NAMES, rng.uniform(5e5, 1e6, 7), strict=True)}
+    held = [(name, stage, 3) for name in NAMES for stage in (0, 1)]
+    answers = set()
+    for order in (NAMES, NAMES[::-1]):
+        seen = a_view(
+            {n: places[n] for n in order}, {n: velocities[n] for n in order}, speeds=speeds,
+            held=held,
+        )  # fmt: skip
+        answers.add((MobilityPolicy().moves(seen), MobilityPolicy().take_over(seen, [0])))
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("field", ["persistence_s", "look_s", "turns", "candidates"])
+def test_a_rule_that_cannot_be_is_refused(field):
+    with pytest.raises(InvalidValueError, match=field):
+        replace(RULE, **{field: -1})

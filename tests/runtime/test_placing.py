@@ -1,0 +1,111 @@
+"""What a replication policy may see of a real run, and what becomes of its wishes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.training import even_plan, small_job
+
+import crowdmesh_jax as cm
+from crowdmesh_jax.errors import InvalidValueError
+from crowdmesh_jax.mobility import Sightings
+from crowdmesh_jax.propagation import make_replication_policy
+from crowdmesh_jax.runtime.placing import Placer, Presence
+
+NAMES = tuple(f"device-{i}" for i in range(4))
+
+
+def placer(policy: str, **more) -> Placer:
+    job, data = small_job()
+    crowd = cm.Crowd.local((1.0,) * 4)
+
+    def profiled():
+        return cm.profile(job, crowd, data.batch(0))
+
+    made = Placer(
+        make_replication_policy(policy), crowd, profiled, copies=1, crash_per_s=1e-5,
+        detect_s=3.0, **more,
+    )  # fmt: skip
+    for name in NAMES:
+        made.presence.joined(name)
+    return made
+
+
+def test_presence_counts_sessions_that_ended_and_those_that_go_on():
+    presence = Presence(NAMES)
+    presence.joined("device-0")
+    presence.joined("device-1")
+    presence.lost("device-1")
+    presence.joined("device-1")
+    presence.lost("device-2")  # was never here
+    heard = presence.heard()
+    assert heard.present.tolist() == [True, True, False, False]
+    assert heard.sessions.ends.tolist() == [0, 1, 0, 0]
+    assert len(heard.sessions.duration_s) == 3
+
+
+@pytest.mark.parametrize("policy", ["mobility", "neighbour", "next_stage", "central", "none"])
+def test_wishes_become_holders_of_stages_among_the_members(policy):
+    job, _ = small_job()
+    plan = even_plan(job, 2)
+    made = placer(policy)
+    decision = made.decide(plan, 0.1)
+    holders = made.holders(decision, plan, NAMES)
+    assert [(e.first_layer, e.last_layer) for e in holders] == [(0, 1), (2, 3)]
+    kept = {str(d) for entry in holders for d in entry.devices}
+    assert (kept == set()) == (policy == "none")
+    for entry, stage in zip(holders, plan.stages, strict=True):
+        assert stage.device not in entry.devices
+    few = made.holders(decision, plan, ("device-0", "device-1"))
+    assert {str(d) for e in few for d in e.devices} <= {"device-0", "device-1"}
+
+
+def test_no_two_copies_behind_one_hazard():
+    job, _ = small_job()
+    plan = even_plan(job, 2)
+    groups = {"bus": ("device-0", "device-2", "device-3")}
+    made = placer("mobility", groups=groups)
+    holders = made.holders(made.decide(plan, 0.1), plan, NAMES)
+    assert holders[0].devices == ("device-1",), "device-0 is on the bus, so its copy is not"
+
+
+def test_sightings_of_another_crowd_are_refused():
+    one = np.zeros(1)
+    seen = Sightings(
+        now_s=0.0, seen_s=one, positions_m=np.zeros((1, 2)), velocities_m_per_s=np.zeros((1, 2)),
+        velocity_sd_m_per_s=one, occupants=np.zeros(1, int),
+    )  # fmt: skip
+    job, _ = small_job()
+    with pytest.raises(InvalidValueError, match="watch gave 1 rows, the crowd has 4"):
+        placer("mobility", watch=lambda: seen).decide(even_plan(job, 2), 0.1)
+
+
+def test_copies_go_where_there_is_room_and_what_has_none_is_said():
+    from crowdmesh_jax.protocol import messages
+    from crowdmesh_jax.protocol.owners import ring_holders
+    from crowdmesh_jax.runtime.placing import copy_room, unprotected
+
+    job, data = small_job()
+    plan = even_plan(job, 2)
+    inputs, targets = job.microbatch_specs(data.batch(0))
+    from crowdmesh_jax.export import build_bundles
+
+    leaves = [b.manifest.resident for b in build_bundles(job, plan, inputs, targets)]
+    names = [layer.name for layer in job.model.layers]
+
+    def hello(size: float) -> messages.Hello:
+        return messages.Hello(resources={"copies_bytes": size})
+
+    room = copy_room(leaves, {}, names)
+    first, second = (room.needs(stage) for stage in plan.stages)
+    assert first > second > 0
+    hellos = {"device-0": hello(second), "device-1": hello(0), "device-2": hello(first)}
+    room = copy_room(leaves, hellos, names)
+    holders = ring_holders(plan, NAMES[:3], copies=1, room=room)  # type: ignore[arg-type]
+    assert [entry.devices for entry in holders] == [("device-2",), ("device-0",)]
+    assert unprotected(plan, holders, room) == []
+    full = copy_room(leaves, {name: hello((first + second) / 2) for name in NAMES}, names)
+    holders = ring_holders(plan, NAMES[:3], copies=1, room=full)  # type: ignore[arg-type]
+    (note,) = unprotected(plan, holders, full)
+    assert "layers 0-1 of device-0 have no copy" in note
+    assert "--copies-mb" in note
