@@ -388,6 +388,7 @@ def run_trial(trial: Trial, crew: cm.Crew, mortals: Mortals, runs_dir: Path) -> 
                 wave_every=WAVE_EVERY,
                 log_steps=4 * WAVE_EVERY,
                 replan=False,  # other cuts would round otherwise
+                return_s=60.0,
             ),
             on_event=stage.see,
         )

@@ -80,14 +80,18 @@ class Fleet:
             self._launch(device, emulation, coordinator_address, log_dir, cache_dir, mode)
 
         self._start = start
-        for device in emulation.crowd.devices:
-            start(device, "wb")
+        try:
+            for device in emulation.crowd.devices:
+                start(device, "wb")
+        except LaunchError:
+            self.stop(grace_s=0.5)
+            raise
 
     def relaunch(self, device: Device) -> None:
         """Starts a new process for a device whose process has ended; its log goes on.
 
         Raises:
-            LaunchError: The process could not be started; all agents were stopped.
+            LaunchError: The process could not be started; the others go on.
         """
         assert self._start is not None, "spawned before"
         before = self.agents[device.id].process
@@ -132,7 +136,6 @@ class Fleet:
                     start_new_session=True,
                 )
         except OSError as exc:
-            self.stop(grace_s=0.5)
             raise LaunchError(f"agent {device.id!r} could not be started: {exc}") from exc
         self.agents[device.id] = AgentProcess(device.id, process, log_path)
         logger.debug("started agent %s, pid %d", device.id, process.pid)
