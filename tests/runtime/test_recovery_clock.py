@@ -61,7 +61,7 @@ def test_a_part_that_never_came_takes_no_time():
         for i, device in enumerate(plan.devices)
     ]
     decided = Decision(epoch=2, base=3, plan=plan, actions=tuple(stay))
-    state = SimpleNamespace(plan=plan, decided=decided)
+    state = SimpleNamespace(crew=(), plan=plan, decided=decided)
     clock = RecoveryClock()
     opened = ev.EpochOpened(epoch=2, lost=(), reason="device-9 is back")
     for news in (opened, ev.Recovered(epoch=2, base=3, redone=0, reason="")):

@@ -6,7 +6,7 @@ from report.run_folders import recovery
 
 from crowdmesh_jax.core import PipelinePlan
 from crowdmesh_jax.record import trace_events
-from crowdmesh_jax.runtime.run import Span
+from crowdmesh_jax.runtime.told import Span
 from crowdmesh_jax.runtime.tracing import KEPT_FIRST, KEPT_LAST, TraceWriter
 
 PLAN = PipelinePlan.even(4, ("fast", "slow"), microbatches=1)

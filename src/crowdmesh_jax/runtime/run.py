@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, u
 from ..control import ControlTerms, Departing, StepCommitted, WaveKept
 from ..core import PipelinePlan, values
 from ..data import DataSource
-from ..errors import CrowdMeshError, PeerLostError, ProtocolError, RecordError
+from ..errors import CrowdMeshError, ProtocolError, RecordError
 from ..protocol import coordinator as machine
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
@@ -30,10 +30,12 @@ from ..record import Journal, RunFolder
 from ..transport import Lane, PeerGone, Received
 from .crew import COORDINATOR, Crew
 from .memory import MemoryReport
+from .outbox import Outbox
 from .outfit import Outfitter
 from .placing import Placer
 from .policy import Planner, PolicyBody
 from .recovery import RecoveryClock
+from .told import Span, read_memory, read_spans
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +44,6 @@ DISK_S, DISK_RETRY_S = 600.0, 1.0
 """A journal that cannot be written is tried again for so long, so often."""
 CLOSE_S = 3.0
 """For the last messages to members; who does not take them meets the next run's Install."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What a device did, on the clock that all processes of this machine share."""
-
-    device: str
-    kind: str
-    step: int
-    microbatch: int | None
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +124,7 @@ class Run:
             log=policy_log,
         )
         self._clock = RecoveryClock()
-        self._outbox: dict[tuple[str, Lane], asyncio.Task[None]] = {}
-        """The last thing sent to a device on a lane: what comes next waits for it."""
+        self._outbox = Outbox(crew.transport, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
         self._result: asyncio.Future[Outcome] | None = None
@@ -216,9 +205,11 @@ class Run:
             logger.error("a frame from %s was refused: %s", item.peer, exc)
             return
         if "spans" in envelope.extra:
-            self._take_spans(item.peer, envelope.extra["spans"])
+            self._on_spans(read_spans(item.peer, envelope.extra["spans"]))
         if "memory" in envelope.extra:
-            self._take_memory(item.peer, envelope.extra["memory"])
+            memory = read_memory(item.peer, envelope.extra["memory"])
+            if memory is not None:
+                self._on_memory(memory)
         self._clock.heard(item.peer)
         if envelope.message is not None:
             self._note(item.peer, envelope.message)
@@ -246,25 +237,6 @@ class Run:
                            extra.get("error"))  # fmt: skip
             return
         self._policy.ready(device, str(extra["prepared"]))
-
-    def _take_spans(self, device: str, spans: Any) -> None:
-        try:
-            read = [
-                Span(device, str(kind), int(step), None if mb is None else int(mb), *map(float, se))
-                for kind, step, mb, *se in spans
-            ]
-        except (TypeError, ValueError) as exc:
-            logger.error("op times of %s were refused: %s", device, exc)
-            return
-        self._on_spans(read)
-
-    def _take_memory(self, device: str, figures: Any) -> None:
-        try:
-            report = MemoryReport(device=device, **{k: int(v) for k, v in figures.items()})
-        except (AttributeError, TypeError, ValueError) as exc:
-            logger.error("memory figures of %s were refused: %s", device, exc)
-            return
-        self._on_memory(report)
 
     async def _tick(self) -> None:
         while True:
@@ -355,7 +327,10 @@ class Run:
             self._on_news(recovery)
         if self._start.recovery is None:
             return
-        if isinstance(news, ev.StepShown):
+        if isinstance(news, ev.EpochOpened):
+            # Reports bring all verdicts that anyone still needs.
+            self._slots = {s: g for s, g in self._slots.items() if s.kind != "verdict"}
+        elif isinstance(news, ev.StepShown):
             in_wave = self._state.wave_asked_s is not None
             self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s, in_wave=in_wave))
         elif isinstance(news, ev.WaveKept):
@@ -371,7 +346,7 @@ class Run:
             extra = {**kit.extra, "prepare": kit.extra["kit"]}
             return seal(Envelope(None, (kit.arrays,), extra))
 
-        self._post(device, Lane.BULK, make)
+        self._outbox.post(device, Lane.BULK, make)
 
     def _send(self, action: ev.SendMessage) -> None:
         message = action.message
@@ -382,18 +357,13 @@ class Run:
             async def install() -> Any:
                 return await self._install_frame(message, action.to, verdicts)
 
-            self._post(action.to, lane, install)
+            self._outbox.post(action.to, lane, install)
             return
         groups = tuple(
             self._slots.get(slot, {}) if slot.kind == "verdict" else self._slots.pop(slot, {})
             for slot in action.attach
         )
-        frame = seal(Envelope(message, groups))
-
-        async def ready() -> Any:
-            return frame
-
-        self._post(action.to, lane, ready)
+        self._outbox.post_frame(action.to, lane, seal(Envelope(message, groups)))
 
     async def _install_frame(
         self, install: msg.Install, device: str, verdicts: tuple[Group, ...]
@@ -412,26 +382,6 @@ class Run:
                 state = await asyncio.to_thread(self._load_state, version)
                 arrays |= self._outfitter.state(plan, stage, state)
         return seal(Envelope(install, (arrays, *verdicts), extra))
-
-    def _post(self, to: str, lane: Lane, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Sends what `make` returns, behind everything that was posted there before.
-
-        A task each: a member that does not drain must not hold up the others.
-        """
-        before = self._outbox.get((to, lane))
-
-        async def work() -> None:
-            if before is not None:
-                await asyncio.wait([before])
-            await self._deliver(to, await make(), lane)
-
-        self._outbox[to, lane] = self._spawn(work(), f"send to {to}")
-
-    async def _deliver(self, to: str, frame: Any, lane: Lane) -> None:
-        try:
-            await self._crew.transport.send(to, frame, lane)
-        except PeerLostError as exc:
-            logger.warning("could not send to %s: %s", to, exc)
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(work, name), name=name)
@@ -514,7 +464,7 @@ class Run:
         except Exception as exc:  # user code: whatever it raises ends the run, named
             name = "data source, step" if of == TRAINING else "evaluation source, microbatch"
             extra["error"] = values.to_plain(Fault.of(exc).within(f"{name} {step}"))
-        await self._deliver(device, seal(Envelope(None, groups, extra)), Lane.BULK)
+        await self._outbox.deliver(device, Lane.BULK, seal(Envelope(None, groups, extra)))
 
 
 def _leaves(part: str, tree: Any) -> dict[Key, np.ndarray]:

@@ -15,7 +15,7 @@ from typing import Any
 from ..core import OpKind, PipelinePlan, Timeline
 from ..record import RECOVERY_ROW, RecoveryEvent, TraceEvent, chrome_trace
 from .result import DeviceEvent
-from .run import Span
+from .told import Span
 
 KEPT_FIRST = 8
 KEPT_LAST = 24
