@@ -1,4 +1,4 @@
-"""What devices tell of their work beside the protocol, checked when it is read: op times, memory."""
+"""What devices tell beside the protocol, checked when it is read: op times, memory."""
 
 from __future__ import annotations
 
