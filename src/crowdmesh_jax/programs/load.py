@@ -6,7 +6,6 @@ Knows keys and arrays. It knows nothing of layers' code, flax or optax, nor of w
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,7 +54,6 @@ class LoadedProgram:
 
         self._jitted = jax.jit(ordered, donate_argnums=spec.donate)
         self._call: Callable[..., Any] | None = None
-        self._compiling = threading.Lock()
         self.compile_s: float | None = None
         """Seconds that compiling took; None until compiled."""
         self.temp_bytes: int | None = None
@@ -69,10 +67,11 @@ class LoadedProgram:
         Raises:
             ForbiddenProgramError: It asks for more memory than the bound.
         """
-        with self._compiling:  # one thread may compile ahead what another needs now
-            if self._call is None:
-                self._call = self._compile()
-            return self._call
+        if self._call is None:
+            # Without a lock: a thread of low priority may be at it ahead of time, and who needs the
+            # program now must not wait for a thread that may get no time at all.
+            self._call = self._compile()
+        return self._call
 
     def _compile(self) -> Callable[..., Any]:
         started = time.perf_counter()
