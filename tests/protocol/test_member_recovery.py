@@ -201,7 +201,11 @@ def test_a_copy_is_invisible_and_unsaid_until_its_seal_matched():
     assert (again.to, again.message) == ("d1", messages.Fetch(**of)), "once more from the owner"
     sealed = me.CopySealed(copy=copy, epoch=1, is_whole=False)
     _, actions = member.handle(damaged, sealed, 0.0)
-    assert [type(action) for action in actions] == [me.DropCopies], "a holder asks once"
+    assert [type(action) for action in actions] == [me.DropCopies, me.SendMessage]
+    told = actions[1]
+    assert isinstance(told, me.SendMessage)
+    assert isinstance(told.message, messages.CopyLost), "once; then nobody need wait for it"
+    assert (told.to, told.message.device) == (HUB, state.device)
     whole, (stored,) = member.handle(
         state, me.CopySealed(copy=copy, epoch=1, is_whole=True, checksum="x"), 0.0
     )

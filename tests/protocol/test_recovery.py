@@ -356,3 +356,14 @@ def test_a_coordinator_that_forgot_why_a_stop_was_asked_goes_on():
     crowd.ask_change()
     crowd.ask_holders()
     completes(crowd)
+
+
+def test_a_holder_without_room_does_not_keep_the_wave_open():
+    crowd = running(Crowd(seed=2, steps=12), 2)
+    crowd.damage = 1.0  # whatever comes cannot be kept
+    began_s = crowd.now_s
+    crowd.run(until=lambda: any(isinstance(n, ce.WaveGivenUp) for n in crowd.hub.news))
+    assert crowd.now_s - began_s < 60, "not the two minutes of a wave that is merely late"
+    crowd.damage = 0.0
+    completes(crowd)
+    assert crowd.hub.durable == 12

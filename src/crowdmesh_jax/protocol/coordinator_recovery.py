@@ -22,6 +22,7 @@ from .coordinator_install import send_installs
 from .coordinator_state import CoordinatorState, PendingStep, Phase, Standing, step_wait
 from .coordinator_steps import file_step
 from .coordinator_turn import RunTurn, end_when_safe, halt, halt_lost, is_closing
+from .coordinator_waves import give_up_wave_without
 from .decision import Decision, Halt, conclude, no_base
 from .evidence import Base, Copy, Evidence, Past
 from .judgement import Judgement, weigh
@@ -126,6 +127,7 @@ def on_copy_lost(turn: RunTurn, sender: str, message: msg.CopyLost) -> None:
     if sender not in state.party or entry in state.damaged:
         return
     turn.set(damaged=(*state.damaged, entry))
+    give_up_wave_without(turn, entry[0], message.copy)
     sources = [s for a in (state.decided.actions if state.decided else ()) for s in a.sources]
     is_taken = any((str(s.device), s.copy.name) == entry for s in sources)
     if state.phase is Phase.INSTALLING and is_taken:

@@ -13,7 +13,7 @@ from . import records
 from .common import Mark
 from .coordinator_state import Ack, CoordinatorState, Phase, Standing
 from .coordinator_turn import RunTurn
-from .evidence import LayerHolders
+from .evidence import Copy, LayerHolders
 
 
 def ask_wave_when_due(turn: RunTurn) -> None:
@@ -112,10 +112,22 @@ def give_up_late_wave(turn: RunTurn) -> None:
         return
     if turn.now_s - state.wave_asked_s <= terms.wave_s:
         return
-    missing = {ack.device for ack in missing_acks(state, state.wave_from)}
+    _give_up_wave(turn, {ack.device for ack in missing_acks(state, state.wave_from)})
+
+
+def _give_up_wave(turn: RunTurn, missing: set[DeviceId]) -> None:
     turn.set(wave_asked_s=None)
     turn.do(ev.Announce(news=ev.WaveGivenUp(missing=tuple(sorted(missing)))))
     assign_when_quiet(turn)
+
+
+def give_up_wave_without(turn: RunTurn, device: str, copy: Copy) -> None:
+    """A holder cannot keep its copy of the open wave: it will not be complete."""
+    state = turn.state
+    ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(device))
+    is_open = state.wave_asked_s is not None and copy.version == state.wave_from
+    if is_open and state.phase is Phase.RUNNING and ack in missing_acks(state, copy.version):
+        _give_up_wave(turn, {ack.device})
 
 
 def on_interval_asked(turn: RunTurn, event: ev.IntervalAsked) -> None:

@@ -160,9 +160,10 @@ def _ask_again(turn: MemberTurn, copy: Copy) -> None:
     if copy.name not in state.asked_again and ask is not None:
         turn.set(asked_again=(*state.asked_again, copy.name))
         turn.request(ask, msg.Fetch(**turn.of_epoch, copy=copy))
-    elif source is not None:
-        reason = f"it came damaged to {state.device}, twice"
-        turn.tell(msg.CopyLost(**turn.of_epoch, device=source, copy=copy, reason=reason))
+    else:
+        reason = f"it came damaged to {state.device}, twice, or there is no room for it"
+        lost = source or state.device  # of a wave: nobody need wait for it here
+        turn.tell(msg.CopyLost(**turn.of_epoch, device=lost, copy=copy, reason=reason))
 
 
 def on_copy_damaged(turn: MemberTurn, event: ev.CopyDamaged) -> None:
