@@ -84,11 +84,11 @@ def test_without_losses_a_run_takes_its_work_and_its_waves():
 def test_no_copies_and_no_checkpoints_take_what_renewal_theory_says():
     """One stage, crashes only: each loss begins anew. With steps of s seconds and downtime R,
     E[time] = (exp(h s n) - 1) (1 / h + R'), where R' is what a loss costs beside its work."""
-    hazard, work_s = 1 / 150, 200.0
+    hazard, work_s = 1 / 300, 200.0
     made = short(devices=3, stages=1, crash_per_s=hazard, work_s=work_s, speed_spread=0.0)
     times_s = []
-    for seed in range(300):
-        world = World(made, seed, away_s=1.0)
+    for seed in range(120):
+        world = World(made, seed, away_s=1.0, longest=30.0)
         times_s.append(run(world, "none", checkpoint_steps=10**6)[1].elapsed_s)
     down_s = made.detect_s + made.restart_s + 40.0  # and 60 MB over the uplink
     # A crash of the one who takes over, meanwhile, is a loss too.

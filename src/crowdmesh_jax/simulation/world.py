@@ -73,18 +73,20 @@ class World:
         *,
         model: MovementModel | None = None,
         away_s: float = AWAY_S,
+        longest: float = LONGEST,
     ) -> None:
         """Starts at time 0.
 
         Args:
             model: Another movement than the scenario's, for tests.
             away_s: How long a crashed device is gone.
+            longest: A run is given up at so many times its useful work.
         """
         if not away_s >= 0:
             raise InvalidValueError(f"away_s must be >= 0, got {away_s}")
         self.scenario, self.seed = scenario, seed
         self.devices = scenario.devices
-        self.limit_s = math.ceil(LONGEST * scenario.work_s)
+        self.limit_s = math.ceil(longest * scenario.work_s)
         self.speeds = tuple(float(v) for v in scenario.speeds(seed))
         self.ids = tuple(f"device-{row:02d}" for row in range(self.devices))
         self._movement = (
