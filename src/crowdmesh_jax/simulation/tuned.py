@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-TRIES = (0.25, 0.5, 1.0, 2.0, 4.0)
+TRIES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 TUNING_SEEDS = tuple(range(4))
 INTERVAL_SCALES: Mapping[str, Mapping[str, float]] = {
     "calm": {
