@@ -367,3 +367,18 @@ def test_a_holder_without_room_does_not_keep_the_wave_open():
     crowd.damage = 0.0
     completes(crowd)
     assert crowd.hub.durable == 12
+
+
+def test_a_wave_that_only_owners_keep_does_not_count():
+    """Nobody has room for copies: a loss goes back to the checkpoint instead of waiting for a state
+    that died with its owner."""
+    crowd = Crowd(seed=3, steps=12, snapshot_every=3, terms={"holders": (), "log_steps": 2})
+    crowd.copies = 0
+    running(crowd, 8)
+    assert crowd.hub.state.checkpoint >= 3
+    crowd.kill("d1")
+    completes(crowd)
+    (decision,) = decisions(crowd)
+    assert decision.is_rollback
+    assert decision.base >= 3
+    assert not [r for r in crowd.hub.records if isinstance(r, records.Wave) and r.ledger]

@@ -294,7 +294,7 @@ def resume_marks(state: CoordinatorState) -> tuple[Mark, ...]:
     """What every stage does at the base before any step: R16's wave, and what a Commit would have
     brought that may not have reached everyone."""
     base, start = state.base, state.started
-    marks = {Mark.WAVE} if state.recovery is not None else set()
+    marks = {Mark.WAVE} if state.recovery is not None and state.has_holders else set()
     plan = start.evaluation
     if state.decided is None:
         return ()  # the first epoch: the checkpoint it starts from is safe, holders have nothing

@@ -256,6 +256,16 @@ class CoordinatorState:
         return self.recovery.holders if self.recovery is not None else ()
 
     @property
+    def has_holders(self) -> bool:
+        """Every stage has a holder beside its owner. Where one has none, a wave would be lost with
+        its owner, and must not count as safe: the checkpoint is what stands."""
+        kept = {(entry.first_layer, device) for entry in self.holders for device in entry.devices}
+        return all(
+            any(layer == stage.first_layer and device != stage.device for layer, device in kept)
+            for stage in self.plan.stages
+        )
+
+    @property
     def is_over(self) -> bool:
         return self.phase in (Phase.DONE, Phase.HALTED)
 

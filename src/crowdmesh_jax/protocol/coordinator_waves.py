@@ -21,7 +21,7 @@ def ask_wave_when_due(turn: RunTurn) -> None:
     state = turn.state
     terms = state.recovery
     is_ending = state.ending is not None or state.stop_reason is not None
-    if terms is None or state.wave_asked_s is not None or is_ending:
+    if terms is None or state.wave_asked_s is not None or is_ending or not state.has_holders:
         return
     every = state.wave_every or terms.wave_every
     due = state.committed + 1 - state.wave_from >= every
@@ -46,7 +46,7 @@ def on_stored(turn: RunTurn, sender: str, message: msg.Stored) -> None:
     ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(sender))
     if ack not in state.acks:
         turn.set(acks=(*state.acks, ack))
-    if missing_acks(turn.state, copy.version):
+    if missing_acks(turn.state, copy.version) or not state.has_holders:
         return
     if copy.version >= state.durable:
         _complete_wave(turn, copy.version)
