@@ -22,7 +22,14 @@ INTERVAL_SCALES: Mapping[str, Mapping[str, float]] = {
         "neighbour": 0.25,
         "neighbour_server": 0.25,
         "next_stage": 0.25,
+        "central": 0.25,
     },
-    "waypoint": {"mobility": 2.0, "neighbour": 0.25, "next_stage": 0.25},
+    "waypoint": {
+        "mobility": 2.0,
+        "neighbour": 0.25,
+        "neighbour_server": 0.5,
+        "next_stage": 0.25,
+        "central": 0.5,
+    },
 }
 """A policy that is not named has 1."""
