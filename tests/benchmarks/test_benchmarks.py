@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "benchmarks.md"
-QUICK = ("codec", "transport", "mobility", "replication_policies")
+QUICK = ("codec", "transport", "mobility", "machines", "replication_policies")
 """Scripts that a quick try takes a few seconds of."""
 
 
