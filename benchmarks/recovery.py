@@ -12,17 +12,21 @@ processes, with everything compiled before, as it is in a run that has been goin
   logs are kept for one step only.
 - overhead: steps of a run with recovery at its default, against the same without, in turns.
 
-    python benchmarks/recovery.py [--repeats 7] [--quick]
+    python benchmarks/recovery.py [--repeats 7] [--keep FILE] [--quick]
+
+`--keep` appends each measurement to a file and takes what is there from it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ["NPROC"] = "1"  # XLA's threads, as in agents
@@ -146,11 +150,9 @@ class Bench:
         recovery = cm.Recovery(
             wave_every=every, replan=False, log_steps=1 if rollback else 2 * every
         )
-        wave: list[int] = []
         seconds, told, error = self.killed(recovery, kill_at=every + k, steps=every + k + 6)
         assert error is None, error
         self.again()
-        del wave
         return seconds, told
 
     def step_s(self, recovery: Any, steps: int) -> float:
@@ -169,70 +171,96 @@ class Bench:
         return (marks[-1] - marks[half]) / (len(marks) - 1 - half)
 
 
+class Rows:
+    """What was measured, a line each; a file that is kept is gone on with."""
+
+    def __init__(self, keep: str) -> None:
+        self._path = Path(keep) if keep else None
+        known = self._path.read_text().splitlines() if self._path and self._path.exists() else []
+        self._rows = [json.loads(line) for line in known]
+
+    def take(self, what: str, count: int, measure: Callable[[], dict[str, Any]]) -> list[Any]:
+        """`count` rows of that name, measured where they are missing."""
+        rows = [row for row in self._rows if row["what"] == what][:count]
+        while len(rows) < count:
+            rows.append({"what": what, **measure()})
+            print(json.dumps(rows[-1]), flush=True)
+            self._rows.append(rows[-1])
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+        return rows
+
+
+PARTS = {
+    "noticed": "silent_s", "fenced": "fenced_s", "planned": "planned_s",
+    "installed": "installed_s", "first step": "first_step_s",
+}  # fmt: skip
+
+
+def of_standby(bench: Bench) -> dict[str, Any]:
+    """A take-over and its parts, and a restart right after it."""
+    seconds, told = bench.standby()
+    parts = {name: getattr(told, field) for name, field in PARTS.items()}
+    compiled_s = sum(t.compiled_s for t in told.take_overs)
+    row = {"seconds": seconds, "compiled_s": compiled_s, "line": told.line(), **parts}
+    return {**row, "restart": bench.restart()}
+
+
+def of_redone(bench: Bench, k: int) -> dict[str, Any]:
+    """A replay and a rollback of k steps, in turns."""
+    replay, told = bench.redone(k, rollback=False)
+    rollback, other = bench.redone(k, rollback=True)
+    assert (told.how, other.how) == ("replay", "rollback"), (told.how, other.how)
+    return {"replay": replay, "rollback": rollback}
+
+
 def main() -> None:
-    options = arguments(__doc__, repeats=7)
+    options = arguments(__doc__, repeats=7, keep="")
     job, data = make_job()
     crowd = cm.Crowd.local((1.0,) * (STAGES + 1))
-    standby: list[tuple[float, Any]] = []
-    restart: list[float] = []
-    redone: dict[tuple[int, bool], list[tuple[float, Any]]] = {}
+    rows, count = Rows(options.keep), options.repeats
+    steps = 40 if options.quick else 100
     with tempfile.TemporaryDirectory() as folder, cm.launch(crowd) as crew:
         bench = Bench(crew, job, data, folder)
-        warm = 0 if options.quick else 1
-        for repeat in range(options.repeats + warm):
-            first, second = bench.standby(), bench.restart()
-            print(
-                f"standby {first[0]:.2f} s: {first[1].line()}\nrestart {second:.2f} s", flush=True
-            )
-            if repeat >= warm:
-                standby.append(first)
-                restart.append(second)
-        for k in (1, 5) if options.quick else (1, 5, 20):
-            for _ in range(options.repeats):
-                for rollback in (False, True):
-                    found = bench.redone(k, rollback=rollback)
-                    redone.setdefault((k, rollback), []).append(found)
-                    print(f"k {k} {found[1].how}: {found[0]:.2f} s", flush=True)
-        steps = 40 if options.quick else 240
-        pairs = [
-            (bench.step_s(cm.Recovery(replan=False), steps), bench.step_s(False, steps))
-            for _ in range(options.repeats)
-        ]
-    parts = {
-        "noticed": "silent_s", "fenced": "fenced_s", "planned": "planned_s",
-        "installed": "installed_s", "first step": "first_step_s",
-    }  # fmt: skip
-    figures = [
-        figure("SIGKILL to the next step, standby", [s for s, _ in standby], unit="s", at_most=2.0),
-        figure("the same, restart from a checkpoint", restart, unit="s"),
-        ratio("restart / standby", restart, [s for s, _ in standby], at_least=5.0),
-        *(
-            figure(f"of it {name}", [getattr(e, field) for _, e in standby], unit="s")
-            for name, field in parts.items()
-        ),
-        figure(
-            "compiled on the hot path",
-            [sum(t.compiled_s for t in e.take_overs) for _, e in standby],
-            unit="s",
-            at_most=0.05,
-        ),
-    ]
-    for k in sorted({k for k, _ in redone}):
-        figures.append(
-            ratio(
-                f"rollback / replay of {k} steps",
-                [s for s, _ in redone[k, True]],
-                [s for s, _ in redone[k, False]],
-            )
+        if not options.quick:
+            bench.step_s(cm.Recovery(replan=False), 20)  # caches fill
+        standby = rows.take("standby", count, lambda: of_standby(bench))
+        redone = {
+            k: rows.take(f"redone {k}", count, lambda k=k: of_redone(bench, k))
+            for k in ((1, 5) if options.quick else (1, 5, 20))
+        }
+        pairs = rows.take(
+            "steps",
+            count,
+            lambda: {
+                "ours": bench.step_s(cm.Recovery(replan=False), steps),
+                "theirs": bench.step_s(False, steps),
+            },
         )
-        figures.append(figure(f"replay of {k} steps", [s for s, _ in redone[k, False]], unit="s"))
-    figures += [
+    restart = [row["restart"] for row in standby]
+    figures = [
         figure(
-            "step with copies / without",
-            [ours / theirs for ours, theirs in pairs],
-            at_most=1.03,
+            "SIGKILL to the next step, standby", [r["seconds"] for r in standby], unit="s",
+            at_most=2.0,
         ),
-        figure("step", [1e3 * theirs for _, theirs in pairs], unit="ms"),
+        figure("the same, restart from a checkpoint", restart, unit="s"),
+        ratio("restart / standby", restart, [r["seconds"] for r in standby], at_least=5.0),
+        *(figure(f"of it {name}", [r[name] for r in standby], unit="s") for name in PARTS),
+        figure(
+            "compiled on the hot path", [r["compiled_s"] for r in standby], unit="s", at_most=0.05
+        ),
+    ]  # fmt: skip
+    for k, found in redone.items():
+        replay, rollback = ([r[name] for r in found] for name in ("replay", "rollback"))
+        figures += [
+            ratio(f"rollback / replay of {k} steps", rollback, replay),
+            figure(f"replay of {k} steps", replay, unit="s"),
+        ]
+    ours, theirs = ([r[name] for r in pairs] for name in ("ours", "theirs"))
+    figures += [
+        ratio("step with copies / without", ours, theirs, at_most=1.03),
+        figure("step", [1e3 * seconds for seconds in theirs], unit="ms"),
     ]
     report(
         "recovery",
@@ -241,14 +269,9 @@ def main() -> None:
         quick=options.quick,
         settings={
             "width": WIDTH, "stages": STAGES, "batch": BATCH, "microbatches": MICROBATCHES,
-            "wave_every": EVERY,
+            "wave_every": EVERY, "steps": steps,
         },
-        details={
-            "standby": [e.line() for _, e in standby],
-            "how": {f"{k} {'rollback' if r else 'replay'}": [e.how for _, e in found]
-                    for (k, r), found in redone.items()},
-            "median_step_s": statistics.median(theirs for _, theirs in pairs),
-        },
+        details={"standby": [row["line"] for row in standby]},
     )  # fmt: skip
 
 
