@@ -207,7 +207,13 @@ SECOND = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pair", [SECOND[i : i + 2] for i in range(0, len(SECOND), 2)])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(SECOND[i : i + 2], marks=[] if i in (0, 4) else [pytest.mark.long])
+        for i in range(0, len(SECOND), 2)
+    ],
+)
 def test_a_second_death_in_the_recovery_from_the_first(pair, crew_and_orders, tmp_path):
     """The newcomer while it is installed or replays, a survivor while it reports or gets ready."""
     blows = tuple(
@@ -271,10 +277,12 @@ def test_a_device_that_stopped_and_wakes_after_it_was_replaced_is_a_newcomer(tmp
 
 @pytest.mark.parametrize(
     "ways",
-    [[("device-0", "device-1"), ("device-1", "device-0")], [("device-1", "device-0")],
-     [("device-0", "device-1")]],
-    ids=["both ways", "upwards", "downwards"],
-)  # fmt: skip
+    [
+        pytest.param([("device-0", "device-1"), ("device-1", "device-0")], id="both ways"),
+        pytest.param([("device-1", "device-0")], id="upwards", marks=pytest.mark.long),
+        pytest.param([("device-0", "device-1")], id="downwards"),
+    ],
+)
 def test_a_link_between_neighbours_that_is_cut_without_a_reset(ways, tmp_path, compiled):
     """Both ends live and are heard: the next plan does without that link."""
     with crew_of(4, tmp_path, compiled) as (crew, mortals):
@@ -473,6 +481,7 @@ def test_the_run_goes_on_when_the_last_copy_returns(tmp_path, compiled):
 # Beyond replay ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_tied_weights_go_back_to_a_wave_of_devices_copies(tmp_path, compiled):
     """What is lent across the cut is in no log: all go back, to copies, not to the checkpoint."""
     job, data = small_job(name="gpt2")
