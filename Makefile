@@ -19,7 +19,7 @@ demo: $(VENV)/.package  ## train real digits over four unequal processes, kill o
 	@$(BIN)/crowdmesh demo
 
 test: $(VENV)/.dev  ## all tests that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.dev  ## lint, formatting, types
 	$(BIN)/ruff check .

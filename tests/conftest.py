@@ -23,8 +23,3 @@ settings.load_profile("house")
 
 # A shell that started us in the background made us, and all our children, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items):
-    """Groups that take minutes come first: at the end one worker would wait for the other."""
-    items.sort(key=lambda item: item.get_closest_marker("system") is None)
