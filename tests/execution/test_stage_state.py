@@ -4,13 +4,14 @@ import gc
 import time
 
 import jax
+import jax.monitoring
 import numpy as np
 import optax
 import pytest
 from support.families import family
 
 from crowdmesh_jax.core import PipelinePlan
-from crowdmesh_jax.execution import Pace, StageWorker, pace
+from crowdmesh_jax.execution import Pace, StageWorker, pace, warm_up
 from crowdmesh_jax.export import build_bundles, initial_arrays
 from crowdmesh_jax.programs import load_stage
 from crowdmesh_jax.programs.load import output_order
@@ -128,3 +129,26 @@ def test_a_large_update_is_judged_by_its_bytes_and_not_run(loaded, monkeypatch):
     gradients = sum(a.nbytes for k, a in worker._gradients.items() if k[0] == "grad")
     # Reads state and gradients, writes state; a few scalars come on top.
     assert seconds["update"] == pytest.approx((2 * own + gradients) / 1000.0, rel=0.05)
+
+
+def test_a_stage_that_was_compiled_ahead_compiles_nothing_when_it_is_taken_over(loaded):
+    """Its programs, and the small ones that JAX makes for each shape that is set to zero."""
+    stage, arrays = loaded
+    jax.clear_caches()
+    stage.compile()
+    warm_up(stage.manifest)
+    compiled: list[str] = []
+
+    def hear(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        jax.numpy.ones((3, 11, 17)).block_until_ready()
+        assert compiled, "it hears what is compiled"
+        compiled.clear()
+        StageWorker(stage).install(arrays, 0)
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)

@@ -402,7 +402,13 @@ class Appliance:
             self._links[peer] = float(bandwidth_bytes_per_s), float(latency_s)
         if install.stage + 1 < len(install.plan.stages):
             # Each stage dials the one below; the one above has dialled this one.
-            await self._reach(install.plan.stages[install.stage + 1].device)
+            below = install.plan.stages[install.stage + 1].device
+            try:
+                await self._reach(below)
+            except PeerLostError as exc:
+                if life == self._life:  # a loss like any other: the run need not end for it
+                    self._put(ev.PeerLost(device=below, reason=exc.message))
+                return
         if life == self._life:
             self._put(ev.Installed())
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..errors import CrowdMeshError
+from ..execution import warm_up
 from ..programs import ProgramCache, bundle_from_arrays, load_stage
 from .envelope import Envelope, Key
 
@@ -57,6 +58,7 @@ class PreparedStages:
         bundle = bundle_from_arrays(str(extra.get("manifest")), packed)
         loaded = load_stage(bundle, cache=self._programs)
         loaded.compile(leave_out=() if extra.get("evaluates") else ("eval_forward",))
+        warm_up(bundle.manifest)
 
     def find(self, extra: Mapping[str, Any]) -> tuple[Mapping[Key, Any], Mapping[str, Any]]:
         """What is here of the stage that an Install's extra names; nothing if it never came."""

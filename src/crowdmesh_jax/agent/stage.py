@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data import ShippableSource, source_from_spec
 from ..errors import BundleError
-from ..execution import Pace, StageWorker
+from ..execution import Pace, StageWorker, warm_up
 from ..programs import ProgramCache, bundle_from_arrays, load_stage
 from ..protocol import messages as msg
 from .envelope import EVALUATION, Group, Key
@@ -79,6 +79,7 @@ class HeldStage:
         loaded = load_stage(bundle, cache=known)
         began_s = time.monotonic()
         loaded.compile(leave_out=() if install.evaluation else ("eval_forward",))
+        warm_up(manifest)
         compiled_s = time.monotonic() - began_s
         worker = StageWorker(loaded)
         for leaf in manifest.resident:

@@ -68,6 +68,19 @@ class _EvaluationSums:
         }
 
 
+def warm_up(manifest: StageManifest) -> None:
+    """Compiles what JAX makes for each shape that a worker puts in place or sets to zero.
+
+    Small programs, but tens of them: who takes a stage over must not wait for them.
+    """
+    import jax.numpy as jnp
+
+    for shape, dtype in {(leaf.shape, leaf.dtype) for leaf in manifest.resident}:
+        jnp.array(np.zeros(shape, jnp.dtype(dtype)), copy=True)
+    for shape, dtype in {(leaf.shape, leaf.dtype) for leaf in manifest.accumulators}:
+        jnp.zeros(shape, dtype)
+
+
 class StageWorker:
     """One stage at one version, and the partial work on the next.
 
