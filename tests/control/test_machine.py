@@ -76,7 +76,8 @@ def test_a_lost_stage_goes_to_the_spare_that_has_copy_and_programs():
 def test_without_spares_plans_for_each_loss_are_made_one_by_one_and_used():
     policy = Policy(party=("d0", "d1", "d2"))
     assert policy.running() == []
-    (first,) = policy.tell(control.Tick(), 1.0)
+    assert policy.tell(control.Tick(), 0.5) == [], "a run may be short"
+    (first,) = policy.tell(control.Tick(), 0.5)
     assert first == control.Solve(devices=("d1", "d2"))
     assert policy.tell(control.Tick(), 1.0) == [], "one at a time"
     plan = PipelinePlan.even(6, ["d1", "d2"], microbatches=4)
@@ -158,6 +159,15 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     assert "d1 hands stage 1 over to s1 (it holds a copy)" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
+
+
+def test_a_policy_may_say_to_whom_a_stage_is_handed():
+    policy = Policy()
+    policy.running()
+    for spare in ("s0", "s1"):
+        policy.tell(control.ProgramCompiled(device=spare, key="k1"))
+    (ask,) = policy.tell(control.Departing(device="d1", leaves_in_s=1.0, to="s0"))
+    assert "to s0 (it is idle)" in ask.reason, "though s1 holds the copy"
 
 
 def test_a_hand_over_waits_for_the_compiler_while_there_is_time():

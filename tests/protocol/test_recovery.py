@@ -382,3 +382,51 @@ def test_a_wave_that_only_owners_keep_does_not_count():
     assert decision.is_rollback
     assert decision.base >= 3
     assert not [r for r in crowd.hub.records if isinstance(r, records.Wave) and r.ledger]
+
+
+def test_other_holders_wait_for_the_open_wave():
+    """Who must acknowledge it was settled when it was asked for."""
+    crowd = running(Crowd(seed=3, steps=12, spares=2), 3)
+    crowd.run(until=lambda: crowd.hub.state.wave_asked_s is not None)
+    crowd.ask_holders()
+    assert crowd.hub.state.holders_asked is not None
+    assert not [r for r in crowd.hub.records if isinstance(r, records.Assigned)]
+    crowd.run(until=lambda: crowd.hub.state.holders_asked is None)
+    waves = [r for r in crowd.hub.records if isinstance(r, records.Wave | records.Assigned)]
+    assert isinstance(waves[-1], records.Assigned)
+    assert isinstance(waves[-2], records.Wave)
+    completes(crowd)
+
+
+def test_a_copy_that_cannot_be_used_is_counted_out_whatever_its_holder_reports():
+    crowd = running(Crowd(seed=8, spares=3, copies=2, steps=8), 4)
+    crowd.run(until=lambda: crowd.hub.durable >= 2)
+    crowd.kill("d1")
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "installing")
+    (taken,) = [s for a in decisions(crowd)[-1].actions for s in a.sources]
+    lost = messages.CopyLost(
+        run="r1", epoch=crowd.hub.state.epoch, device=taken.device, copy=taken.copy,
+        reason="it came damaged twice",
+    )  # fmt: skip
+    crowd.hub.on(me.MessageReceived(sender="d0", message=lost))
+    assert taken.copy.name in crowd.members[taken.device].copies, "its holder knows nothing of it"
+    completes(crowd)
+    used = [(s.device, s.copy.name) for a in decisions(crowd)[-1].actions for s in a.sources]
+    assert (taken.device, taken.copy.name) not in used
+
+
+def test_a_verdict_made_anew_does_not_overtake_the_install_it_belongs_to():
+    lanes = []
+    for seed in range(40):
+        crowd = running(Crowd(seed=seed, steps=7), 3, seed)
+        send = crowd.send
+
+        def watch(sender, to, message, lane, arrays=(), send=send):
+            if isinstance(message, messages.VerdictKnown):
+                lanes.append(lane)
+            send(sender, to, message, lane, arrays)
+
+        crowd.send = watch
+        crowd.kill("d0")
+        completes(crowd)
+    assert set(lanes) == {"bulk"}, "the lane of Install"
