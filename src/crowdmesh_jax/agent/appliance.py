@@ -332,6 +332,8 @@ class Appliance:
         except Exception as exc:
             if life == self._life:
                 self._body_failed(name, exc)
+            else:
+                logger.info("%s was given up: %s", name, exc)
 
     def _body_failed(self, what: str, error: BaseException) -> None:
         logger.error("%s failed", what, exc_info=error)

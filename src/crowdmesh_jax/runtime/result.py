@@ -19,7 +19,10 @@ class PhaseEvent:
 
     phase: str
     """"plan", "export" and "launch" where they are due; then "gathering", "installing",
-    "measuring" (unless `measure=False`), "running", "stopping" (asked to), "finishing", "done"."""
+    "measuring" (unless `measure=False`), "running", "stopping" (asked to), "finishing", "done".
+    With `recovery` also "protection" (what has no copy, before the run), and around a loss or a change
+    "pausing", "fencing", "deciding", "waiting" (for a device to return), "installing" again; a run
+    that is taken up begins with "attaching"."""
     detail: str = ""
     """For people: whom it waits for, or how it is done. Empty: nothing to say."""
 
