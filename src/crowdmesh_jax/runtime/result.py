@@ -20,7 +20,7 @@ class PhaseEvent:
     phase: str
     """"plan", "export" and "launch" where they are due; then "gathering", "installing",
     "measuring" (unless `measure=False`), "running", "stopping" (asked to), "finishing", "done".
-    With `recovery` also "protection" (what has no copy, before the run), and around a loss or a change
+    With `recovery` also "protection" (what has no copy, before the run); around a loss or a change
     "pausing", "fencing", "deciding", "waiting" (for a device to return), "installing" again; a run
     that is taken up begins with "attaching"."""
     detail: str = ""
