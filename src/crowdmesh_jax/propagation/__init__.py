@@ -6,7 +6,6 @@ docs/propagation.md has the rules with their derivations.
 """
 
 from .budget import Budget, copy_bytes, hosted_bytes, rooms, stage_need
-from .chunks import Assembly, ChunkMove, Manifest, TransferPlan, checksum, plan_transfer
 from .foresight import Ahead, ChainChoice, ChainRule, best_chain
 from .groups import HazardGroups
 from .handover import (
@@ -67,12 +66,10 @@ from .standby import (
 
 __all__ = [
     "Ahead",
-    "Assembly",
     "Budget",
     "CentralPolicy",
     "ChainChoice",
     "ChainRule",
-    "ChunkMove",
     "Costs",
     "Departure",
     "Handover",
@@ -86,7 +83,6 @@ __all__ = [
     "LayerMove",
     "LayerRow",
     "Loss",
-    "Manifest",
     "MobilityPolicy",
     "NeighbourPolicy",
     "NextStagePolicy",
@@ -105,11 +101,9 @@ __all__ = [
     "StandbyPlan",
     "StandbyWish",
     "Target",
-    "TransferPlan",
     "Unprotected",
     "best_chain",
     "check_decision",
-    "checksum",
     "copy_bytes",
     "decide_handover",
     "exact_overhead",
@@ -123,7 +117,6 @@ __all__ = [
     "make_replication_policy",
     "overhead",
     "place",
-    "plan_transfer",
     "programs_ahead",
     "replica_report",
     "replication_policies",

@@ -209,6 +209,8 @@ class CoordinatorState:
     """Steps between waves, where the policy has set them; else as the terms say."""
     wave_from: int = 0
     """Version of the last one that was asked for or begun."""
+    wave_bytes: int = 0
+    """What crossed the wire for the open wave, as far as its holders have acknowledged."""
     acks: tuple[Ack, ...] = ()
     evaluated: int = -1
     """Newest version whose evaluation was shown."""

@@ -45,7 +45,8 @@ def on_stored(turn: RunTurn, sender: str, message: msg.Stored) -> None:
         return
     ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(sender))
     if ack not in state.acks:
-        turn.set(acks=(*state.acks, ack))
+        came_bytes = state.wave_bytes + max(0, message.came_bytes)
+        turn.set(acks=(*state.acks, ack), wave_bytes=came_bytes)
     if missing_acks(turn.state, copy.version) or not state.has_holders:
         return
     if copy.version >= state.durable:
@@ -91,10 +92,13 @@ def _complete_wave(turn: RunTurn, version: int) -> None:
         )
         for stage in state.plan.stages
     )
-    turn.journal(records.Wave(epoch=state.epoch, version=version, ledger=ledger))
+    turn.journal(
+        records.Wave(epoch=state.epoch, version=version, ledger=ledger, sent_bytes=state.wave_bytes)
+    )
     turn.set(
         durable=version,
         wave_asked_s=None,
+        wave_bytes=0,
         acks=tuple(ack for ack in state.acks if ack.version > version),
     )
     for device in state.party:

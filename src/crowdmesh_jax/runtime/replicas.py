@@ -19,7 +19,6 @@ from ..core import DeviceId, PipelinePlan
 from ..errors import RecordError
 from ..propagation import Holding, ReplicaReport, replica_report
 from ..protocol import records
-from ..protocol.evidence import LayerHolders
 from ..protocol.records import record_from_plain
 from ..record import RunFolder, journal_writer, read_manifest, read_sound_records
 
@@ -70,7 +69,7 @@ class _Standing:
         """(device, first layer, last layer) -> version."""
         self.made_s: dict[int, float] = {}
         """Version -> when it was committed."""
-        self.sent: list[LayerHolders] = []
+        self.sent_bytes = 0
 
     def take(self, record: records.Record, at_s: float | None) -> None:
         match record:
@@ -85,13 +84,13 @@ class _Standing:
             case records.StepCommitted(step=step):
                 self.head = max(self.head, step + 1)
                 self.made_s[step + 1] = at_s if at_s is not None else math.nan
-            case records.Wave(version=version, ledger=ledger) if ledger:
+            case records.Wave(version=version, ledger=ledger, sent_bytes=sent_bytes) if ledger:
                 self.copies = {
                     (str(device), part.first_layer, part.last_layer): version
                     for part in ledger
                     for device in part.devices
                 }
-                self.sent += ledger
+                self.sent_bytes += sent_bytes
             case records.Wave(version=version):
                 self.checkpoint = version
 
@@ -118,14 +117,13 @@ class _Standing:
             )
             for (device, first, last), version in self.copies.items()
         ]
-        sent = sum(size(p.first_layer, p.last_layer) * (len(p.devices) - 1) for p in self.sent)
         return replica_report(
             self.plan,
             holdings,
             head_version=self.head,
             logs_from=logs_from,
             checkpoint_version=self.checkpoint,
-            sent_bytes=sent,
+            sent_bytes=self.sent_bytes,
         )
 
 
