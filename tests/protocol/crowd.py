@@ -78,7 +78,7 @@ class Crowd:
         self.damage = 0.0
         """Share of copies that are damaged when they come, or are read."""
         self.rollbacks = Rollbacks()
-        self.reference = Reference(layers, microbatches, self.rollbacks)
+        self.reference = Reference(layers, microbatches, self.rollbacks, start.get("ties", ()))
         self.now_s, self.sequence, self.events = 0.0, 0, 0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.last_s: dict[tuple[str, str, str], float] = {}

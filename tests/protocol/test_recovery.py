@@ -13,7 +13,7 @@ import pytest
 
 from crowdmesh_jax.core import values
 from crowdmesh_jax.errors import InvalidValueError
-from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, records
+from crowdmesh_jax.protocol import CoordinatorState, MemberState, Tie, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
 
@@ -61,6 +61,31 @@ def test_a_killed_stage_is_replayed_and_nothing_is_lost(victim, seed):
     waves = [r for r in crowd.hub.records if isinstance(r, records.Wave) and r.ledger]
     later = [wave.version for wave in waves if wave.epoch == decision.epoch]
     assert later[0] >= decision.base, "R16: a wave starts at once at the new base"
+
+
+@pytest.mark.parametrize("victims", [["d0"], ["d1"], ["d2"], ["d3"], ["d0", "d1"], ["d2", "d3"]])
+@pytest.mark.parametrize("seed", range(3))
+def test_stages_that_lend_borrow_or_pass_on_are_replayed(victims, seed):
+    """Layer 1 lends to 4 and 6, across all cuts; a second loss is replayed from the replayer's
+    own logs."""
+    tie = Tie(owner_layer=1, borrower_layers=(4, 6))
+    crowd = Crowd(
+        stages=4, layers=7, spares=4, copies=2, steps=16, seed=seed, ties=(tie,),
+        terms={"wave_every": 5, "log_steps": 12},
+    )  # fmt: skip
+    crowd.run(until=lambda: crowd.hub.state.durable > 0)
+    running(crowd, crowd.hub.state.durable + 2, 5 * seed)
+    for victim in victims:
+        crowd.kill(victim)
+    crowd.run(until=lambda: len(decisions(crowd)) == 1 and crowd.hub.state.was_resumed)
+    again = decisions(crowd)[0].plan.devices[len(victims) + seed % 2]
+    crowd.kill(str(again))
+    completes(crowd)
+    assert len(decisions(crowd)) >= 2
+    assert not any(decision.is_rollback for decision in decisions(crowd))
+    assert any(
+        run.version < decision.base for decision in decisions(crowd) for run in decision.runs
+    )
 
 
 def test_two_neighbours_lost_at_once_are_replayed_as_one_run():

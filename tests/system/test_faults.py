@@ -481,25 +481,32 @@ def test_the_run_goes_on_when_the_last_copy_returns(tmp_path, compiled):
 # Beyond replay ----------------------------------------------------------------------------------
 
 
-@pytest.mark.long
-def test_tied_weights_go_back_to_a_wave_of_devices_copies(tmp_path, compiled):
-    """What is lent across the cut is in no log: all go back, to copies, not to the checkpoint."""
+@pytest.mark.parametrize(
+    "victim", ["device-0", *(pytest.param(f"device-{i}", marks=pytest.mark.long) for i in (1, 2))]
+)
+def test_a_stage_that_lends_passes_on_or_borrows_tied_weights_is_replayed(
+    tmp_path, compiled, victim
+):
+    """The first stage lends to the last one; what crossed a cut of it is in the logs too. Then who
+    took it over dies as well, and is replayed from the logs that the replay made."""
     job, data = small_job(name="gpt2")
     plan = even_plan(job, 3)
     with crew_of(5, tmp_path, compiled) as (crew, _):
         script = Script()
-        script.at(18, lambda: os.kill(crew.pids["device-0"], signal.SIGKILL))
+
+        def again():
+            heir = script.recoveries[0].take_overs[0].device
+            os.kill(crew.pids[str(heir)], signal.SIGKILL)
+
+        script.at(18, lambda: os.kill(crew.pids[victim], signal.SIGKILL))
+        script.at(30, again)
         result = cm.train(
-            job, crew, data, steps=36, plan=plan, runs_dir=tmp_path, measure=False,
+            job, crew, data, steps=44, plan=plan, runs_dir=tmp_path, measure=False,
             recovery=cm.Recovery(wave_every=4, replan=False), on_event=script,
         )  # fmt: skip
-    assert script.shown == list(range(36))
-    (event,) = result.recoveries
-    assert event.how == "rollback"
-    assert event.base >= 12
-    assert event.take_overs
-    assert all(taken.source != "coordinator" for taken in event.take_overs)
-    assert_same_but_lost_losses(result, cm.reference(job, data, 36, plan=plan))
+    assert script.shown == list(range(44))
+    assert [event.how for event in result.recoveries] == ["replay", "replay"]
+    assert_same_but_lost_losses(result, cm.reference(job, data, 44, plan=plan))
 
 
 def test_without_spares_other_cuts_agree_to_rounding(tmp_path, compiled):

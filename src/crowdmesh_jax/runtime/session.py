@@ -351,7 +351,10 @@ class Session:
             sent = (*bundle.manifest.boundary_out, *bundle.manifest.gradient_out)
             of_step = self.plan.microbatches * sum(leaf.size_bytes for leaf in sent)
             boundary_bytes = max(boundary_bytes, of_step)
-        return recovery.logged_steps(boundary_bytes)
+        resident = (leaf for bundle in self.bundles for leaf in bundle.manifest.resident)
+        lent_bytes = sum(leaf.size_bytes for leaf in resident if leaf.role == "borrowed")
+        # Values of tied leaves go down, their gradients up.
+        return recovery.logged_steps(boundary_bytes + 2 * lent_bytes)
 
     def _control_terms(self) -> ControlTerms:
         if self.recovery is None:
