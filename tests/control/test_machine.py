@@ -4,52 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from policy_world import PARTY, PLAN, Policy, solved
 
 from crowdmesh_jax import control
 from crowdmesh_jax.core import PipelinePlan
 from crowdmesh_jax.errors import FormatError, InvalidValueError
-from crowdmesh_jax.protocol import OwnersNeed
-from crowdmesh_jax.protocol.owners import ring_holders
-
-PARTY = ("d0", "d1", "d2", "s0", "s1")
-PLAN = PipelinePlan.even(6, ["d0", "d1", "d2"], microbatches=4)
-KEYS = ("k0", "k1", "k2")
-
-
-class Policy:
-    """The machine with a clock, and what it wanted since the last look."""
-
-    def __init__(self, party: Any = PARTY, plan: PipelinePlan = PLAN, **terms: Any) -> None:
-        self.state = control.ControlState(terms=control.ControlTerms(**terms))
-        self.now_s = 0.0
-        self.entries: list[Any] = []
-        self.party, self.plan = party, plan
-
-    def tell(self, event: Any, after_s: float = 0.0) -> list[Any]:
-        self.now_s += after_s
-        self.state, actions = control.handle(self.state, event, self.now_s)
-        self.entries.append((self.now_s, event, actions))
-        return list(actions)
-
-    def running(self, **changes: Any) -> list[Any]:
-        fields: dict[str, Any] = {
-            "epoch": 1, "plan": self.plan, "party": self.party, "step": 0, "steps": 1000,
-            "keys": KEYS, "holders": ring_holders(self.plan, self.party, copies=1),
-        }  # fmt: skip
-        return self.tell(control.Running(**{**fields, **changes}))
-
-    def need(self, lost: tuple[int, ...] = (), gone: tuple[str, ...] = (), **more: Any) -> Any:
-        devices = tuple(d for d in self.party if d not in gone)
-        need = OwnersNeed(epoch=2, plan=self.plan, lost_stages=lost, devices=devices, **more)
-        return self.tell(control.OwnersNeeded(need=need, keys=KEYS[: len(self.plan.stages)]))
-
-
-def solved(devices: Any, plan: PipelinePlan | None, **more: Any) -> control.PlanSolved:
-    keys = tuple(f"{d}-new" for d in plan.devices) if plan else ()
-    return control.PlanSolved(devices=tuple(devices), plan=plan, keys=keys, **more)
 
 
 def test_idle_devices_compile_what_they_hold_first_and_nothing_twice():
@@ -232,5 +193,7 @@ def test_what_was_told_can_be_told_again_from_its_plain_form():
 def test_bad_terms_and_unknown_entries_are_refused():
     with pytest.raises(InvalidValueError, match="copies and worth"):
         control.ControlTerms(copies=0)
+    with pytest.raises(InvalidValueError, match="doubles must be >= 0, got -1"):
+        control.ControlTerms(doubles=-1)
     with pytest.raises(FormatError, match="unknown kind"):
         control.entry_from_plain({"kind": "Nothing"})

@@ -1,18 +1,14 @@
-"""Standby plans: same cuts first, hosted copies counted, programs named; likely losses."""
+"""Standby plans: same cuts first, hosted copies counted, programs named."""
 
-import math
 from dataclasses import replace
 
 import pytest
 from replica_worlds import copies, crowd, plan, profile
 
 from crowdmesh_jax.core import DeviceId, PipelinePlan, Stage
-from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.propagation import (
-    HazardGroups,
     Loss,
     hosted_bytes,
-    likely_losses,
     programs_ahead,
     stage_key,
     stage_need,
@@ -235,37 +231,6 @@ def test_programs_ahead_are_told_by_device_likeliest_first():
         solver=NoSolver(),
     )
     assert programs_ahead(plans) == {"d": (stage_key(made, 1), stage_key(made, 0))}
-
-
-def test_likely_losses_by_hand():
-    rates = {"a": 0.01, "b": 0.02}
-    found = likely_losses(plan(), rates, horizon_s=10.0, doubles=3)
-    pa, pb = 1 - math.exp(-0.1), 1 - math.exp(-0.2)
-    assert [f.devices for f in found] == [("b",), ("a",), ("c",), ("a", "b")]
-    assert [f.probability for f in found] == pytest.approx([pb, pa, 0.0, pa * pb])
-
-
-def test_what_takes_two_together_makes_their_pair_likely():
-    groups = HazardGroups(members={"van": ("b", "c")})
-    found = likely_losses(
-        plan(), dict.fromkeys("abc", 0.001), horizon_s=10.0, groups=groups,
-        group_loss_per_s={"van": 0.01}, doubles=1,
-    )  # fmt: skip
-    single = 1 - math.exp(-0.01)
-    van = 1 - math.exp(-0.1)
-    assert found[-1].devices == ("b", "c")
-    assert found[-1].probability == pytest.approx(van + (1 - van) * single**2)
-    assert found[0].devices == ("b",)
-    assert found[0].probability == pytest.approx(1 - math.exp(-0.11))
-
-
-def test_bad_rates_are_refused():
-    with pytest.raises(InvalidValueError, match="horizon_s"):
-        likely_losses(plan(), {}, horizon_s=0.0)
-    with pytest.raises(InvalidValueError, match="loss rate of 'a'"):
-        likely_losses(plan(), {"a": -1.0}, horizon_s=1.0)
-    with pytest.raises(InvalidValueError, match="doubles"):
-        likely_losses(plan(), {}, horizon_s=1.0, doubles=-1)
 
 
 def test_who_takes_over_uses_its_own_copy():

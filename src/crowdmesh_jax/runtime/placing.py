@@ -162,6 +162,24 @@ class Placer:
         )
 
 
+def known_hazards(
+    crowd: Crowd, groups: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Device -> names of the hazards that take others with it: the crowd's cells, and `groups`
+    (see `Recovery.groups`). One that holds the whole crowd is left out: nothing escapes it.
+
+    Raises:
+        InvalidCrowdError: A group names a device that is not in the crowd.
+        InvalidValueError: A group has no name, or that of a device.
+    """
+    known = HazardGroups.of(crowd, groups)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, devices in known.members.items():
+        for device in devices:
+            found[device] = (*found.get(device, ()), name)
+    return found
+
+
 def copy_room(
     layers: Sequence[Sequence[LeafSpec]], hellos: Mapping[str, Hello], names: Sequence[str]
 ) -> CopyRoom:

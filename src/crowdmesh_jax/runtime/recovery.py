@@ -64,7 +64,8 @@ class Recovery:
     """Cut the layers anew when devices have come or gone and it pays; False: only where nobody can
     take a lost stage as it is. Other cuts change results by float rounding."""
     standby: bool = True
-    """Without spares, plans for each single loss are made, exported and compiled ahead."""
+    """Plans for losses that spares could not take are made, exported and compiled ahead: single
+    ones, then the likeliest of several at once."""
     return_s: float = 600.0
     """A run that cannot go on waits so long for a device to return, then it ends."""
 
