@@ -13,7 +13,7 @@ ONE_SPARE = PARTY[:4]
 RATES = {"d0": 1e-4, "d1": 2e-4, "d2": 4e-4, "s0": 1e-5, "s1": 1e-5}
 
 
-def planned(policy: Policy, most: int = 20) -> list[tuple[str, ...]]:
+def planned(policy: Policy, most: int = 30) -> list[tuple[str, ...]]:
     """Who is lost in each plan that is asked for, in order; each is answered at once."""
     policy.running()
     found = []
@@ -33,6 +33,12 @@ def test_after_the_singles_come_the_likeliest_pairs():
     assert planned(policy) == singles + pairs
     assert planned(Policy(party=OWNERS, losses_per_s=RATES, doubles=1)) == [*singles, pairs[0]]
     assert planned(Policy(party=OWNERS, losses_per_s=RATES, standby=False)) == []
+
+
+def test_what_is_rare_is_planned_for_later():
+    assert planned(Policy(party=ONE_SPARE, losses_per_s=RATES), most=9) == []
+    assert len(planned(Policy(party=ONE_SPARE, losses_per_s=RATES), most=10)) == 1
+    assert len(planned(Policy(party=OWNERS, losses_per_s=RATES), most=9)) == 3, "singles are not"
 
 
 def test_what_idle_devices_can_take_is_not_planned_for():

@@ -14,6 +14,9 @@ from .turn import Turn, holders_of
 AT_ONCE_S = 60.0
 """Losses within so long are looked at as one: until then the survivors of the first may not have
 the plans for the second."""
+LATER = 10
+"""Times `settle_s` that an epoch has run before losses of several devices are planned for: they
+are rare, and planning and compiling take time from training."""
 LOOKED_AT = 1000
 """Losses of several devices, likeliest first, of which those are planned for that need it."""
 
@@ -37,14 +40,19 @@ def plan_ahead(turn: Turn) -> None:
     losses. Not in the first seconds: a run may be short."""
     state = turn.state
     terms = state.terms
-    if turn.now_s - state.began_s < terms.settle_s or state.step + 1 >= state.steps:
+    since_s = turn.now_s - state.began_s
+    if since_s < terms.settle_s or state.step + 1 >= state.steps:
         return
     wanted = []
     if terms.replan and state.is_disturbed:
         wanted.append(state.candidates())
     if terms.standby:
-        for lost in state.ahead:
-            wanted.append(tuple(device for device in state.party if device not in lost))
+        is_late = since_s >= LATER * terms.settle_s
+        wanted += [
+            tuple(device for device in state.party if device not in lost)
+            for lost in state.ahead
+            if is_late or len(lost) == 1
+        ]
     for devices in wanted[:KEPT_PLANS]:  # of more, the first would be forgotten and made again
         if devices and state.plan_for(devices) is None:
             turn.solve(devices)

@@ -282,10 +282,11 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
     }
     leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
-    copies, room = state.terms.copies, state.terms.room
-    choice = choose_owners(staying, facts=facts, copies=copies, room=room)
+    terms = state.terms
+    keep: dict[str, Any] = {"copies": terms.copies, "room": terms.room, "hazards": terms.hazards}
+    choice = choose_owners(staying, facts=facts, **keep)
     if choice.plan is None and leaving:
-        choice = choose_owners(need, facts=facts, copies=copies, room=room)
+        choice = choose_owners(need, facts=facts, **keep)
     if choice.plan is not None or not need.devices:
         turn.do(ev.Answer(epoch=need.epoch, choice=choice))
         return
@@ -320,7 +321,9 @@ def _answer_with(turn: Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
     terms = turn.state.terms
-    holders = ring_holders(plan, need.devices, copies=terms.copies, room=terms.room)
+    holders = ring_holders(
+        plan, need.devices, copies=terms.copies, room=terms.room, hazards=terms.hazards
+    )
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))

@@ -58,8 +58,9 @@ class Recovery:
     range_m: float | None = None
     """Radio range of the devices that are watched."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name -> devices that are likely to be lost together (a vehicle, a power strip): a policy
-    that knows hazards puts no two copies there. A crowd's cells are known."""
+    """Name -> devices that are likely to be lost together (a vehicle, a power strip): no two copies
+    of a stage, its owner's among them, are put there while other devices have room (the rivals'
+    policies know no hazards). A crowd's cells are known."""
     replan: bool = True
     """Cut the layers anew when devices have come or gone and it pays; False: only where nobody can
     take a lost stage as it is. Other cuts change results by float rounding."""

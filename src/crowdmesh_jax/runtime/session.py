@@ -320,9 +320,11 @@ class Session:
         """Who keeps which copies at first; what stays without one is said before training."""
         assert self.recovery is not None
         if self.placer is None:
-            devices, copies = [DeviceId(device) for device in party], self.recovery.copies
-            holders = ring_holders(self.plan, devices, copies=copies, room=self._room())
-            notes = unprotected(self.plan, holders, self._room())
+            devices, room = [DeviceId(device) for device in party], self._room()
+            holders = ring_holders(
+                self.plan, devices, copies=self.recovery.copies, room=room, hazards=self.hazards
+            )
+            notes = unprotected(self.plan, holders, room, self.hazards)
         else:
             for device in party:
                 self.placer.presence.joined(device)

@@ -155,6 +155,8 @@ def train(
             crew = Crew(crowd, transport=transport)
             stack.callback(crew.close)
             is_own = True
+        terms = (Recovery() if recovery else None) if isinstance(recovery, bool) else recovery
+        hazards = known_hazards(crew.crowd, terms.groups) if terms is not None else {}
         prediction = None
         if taken_up is not None:
             plan = taken_up.plan
@@ -176,8 +178,6 @@ def train(
         if not isinstance(plan, PipelinePlan):
             raise JobError(f"plan must be a PipelinePlan, what solve returned, or 'auto': {plan!r}")
         _check_plan(plan, job, crew.crowd)
-        terms = (Recovery() if recovery else None) if isinstance(recovery, bool) else recovery
-        hazards = known_hazards(crew.crowd, terms.groups) if terms is not None else {}
         tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
         is_new = folder is None
         if folder is None or events is None:
