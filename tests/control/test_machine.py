@@ -128,11 +128,12 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     policy = Policy()
     policy.running()
     policy.tell(control.ProgramCompiled(device="s1", key="k1"))
+    policy.tell(control.CopyStored(device="s1", first_layer=2, last_layer=3, version=0))
     assert policy.tell(control.Departing(device="d1", leaves_in_s=10.0)) == []
     assert policy.tell(control.Tick(), 7.5) == []
     (ask,) = policy.tell(control.Tick(), 1.0)
     assert isinstance(ask, control.AskChange)
-    assert "d1 hands stage 1 over to s1 (it holds a copy)" in ask.reason
+    assert "d1 hands stage 1 over to s1 (it holds a copy of version 0)" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
 
@@ -195,6 +196,9 @@ def test_what_was_told_can_be_told_again_from_its_plain_form():
     policy.tell(control.Departing(device="d1", leaves_in_s=1.0))
     policy.need(is_still=True)
     policy.tell(control.Joined(device="n0"))
+    policy.tell(control.CopyStored(device="s1", first_layer=2, last_layer=3, version=0))
+    policy.tell(control.CopyGone(device="s1", first_layer=2))
+    policy.tell(control.TransferFailed(device="s1", reason="late"))
     policy.tell(control.Tick(), 3.0)
     again = control.ControlState()
     for now_s, event, actions in policy.entries:

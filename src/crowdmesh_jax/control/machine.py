@@ -5,7 +5,8 @@ Running        idle devices compile the stages that they would take; plans for l
 OwnersNeeded   an idle device that holds the copy and the programs; else a plan made ahead; else
                one is solved now
 Joined         after a while: members by an epoch without a loss, if there is something for them
-Departing      its stage goes to an idle device before it leaves
+Departing      its stage goes to an idle device before it leaves, rather one that has a copy
+TransferFailed copies go to another holder
 PlanSolved     taken at the next standstill if it saves more than the change costs
 """
 
@@ -21,9 +22,18 @@ from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from ..propagation.interval import interval_steps
 from ..protocol import OwnersChoice, OwnersNeed, choose_owners
-from ..protocol.owners import DeviceFacts, ring_holders
+from ..protocol.owners import DeviceFacts
 from . import events as ev
 from .ahead import compile_for_idle, losses_ahead, plan_ahead
+from .holding import (
+    drop_beyond,
+    forget,
+    holders_for,
+    on_copy_gone,
+    on_copy_stored,
+    on_transfer_failed,
+    version_held,
+)
 from .state import KEPT_PLANS, ControlState
 from .turn import Turn, holders_of
 
@@ -49,7 +59,7 @@ def handle(state: ControlState, event: ev.ControlEvent, now_s: float) -> Result:
 
 
 def _on_joined(turn: Turn, event: ev.Joined) -> None:
-    state = turn.state
+    state = turn.state = forget(turn.state, event.device)
     gone = {name: keys for name, keys in state.ready.items() if name != event.device}
     asked = {name: keys for name, keys in state.asked.items() if name != event.device}
     present = tuple(sorted({*state.present, event.device}))
@@ -59,7 +69,7 @@ def _on_joined(turn: Turn, event: ev.Joined) -> None:
 
 
 def _on_lost(turn: Turn, event: ev.Lost) -> None:
-    state = turn.state
+    state = turn.state = forget(turn.state, event.device)
     if state.plan is not None and state.plan.stage_of(event.device) is not None:
         turn.set(is_disturbed=True)
     turn.set(
@@ -124,17 +134,20 @@ def _hand_over_when_due(turn: Turn) -> None:
         heir = state.heirs.get(stage.device)
 
         def rank(
-            device: str, holds: Any = holds, key: str = key, heir: Any = heir
-        ) -> tuple[bool, bool, bool, int]:
+            device: str, stage: Any = stage, holds: Any = holds, key: str = key, heir: Any = heir
+        ) -> tuple[bool, bool, int, bool, int]:
             is_ready = key in state.ready.get(device, ())
-            return not is_ready, device != heir, device not in holds, idle.index(device)
+            newest = -version_held(state, device, stage)
+            return not is_ready, device != heir, newest, device not in holds, idle.index(device)
 
         best = min(idle, key=rank)
         left_s = state.departing[stage.device] - turn.now_s
         if rank(best)[0] and left_s > state.terms.lead_s / 2:
             continue  # it compiles: there is time for that
         idle.remove(best)
-        why = "it holds a copy" if best in holds else "it is idle"
+        version = version_held(state, best, stage)
+        is_meant = "it is to hold its copies" if best in holds else "it is idle"
+        why = f"it holds a copy of version {version}" if version >= 0 else is_meant
         words.append(f"{stage.device} hands stage {index} over to {best} ({why}) before it leaves")
         stages[index] = replace(stage, device=DeviceId(best))
     if words:
@@ -164,6 +177,7 @@ def _on_running(turn: Turn, event: ev.Running) -> None:
         began_s=turn.now_s,
     )
     turn.set(ahead=losses_ahead(turn.state))
+    drop_beyond(turn, event.step)
     compile_for_idle(turn)
 
 
@@ -282,11 +296,12 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
     }
     leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
-    terms = state.terms
-    keep: dict[str, Any] = {"copies": terms.copies, "room": terms.room, "hazards": terms.hazards}
-    choice = choose_owners(staying, facts=facts, **keep)
+    choice = choose_owners(staying, facts=facts)
+    among = staying
     if choice.plan is None and leaving:
-        choice = choose_owners(need, facts=facts, **keep)
+        choice, among = choose_owners(need, facts=facts), need
+    if choice.plan is not None:
+        choice = replace(choice, holders=holders_for(state, choice.plan, among.devices))
     if choice.plan is not None or not need.devices:
         turn.do(ev.Answer(epoch=need.epoch, choice=choice))
         return
@@ -320,10 +335,7 @@ def _answer_with(turn: Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 
 def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
-    terms = turn.state.terms
-    holders = ring_holders(
-        plan, need.devices, copies=terms.copies, room=terms.room, hazards=terms.hazards
-    )
+    holders = holders_for(turn.state, plan, need.devices)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))
@@ -340,5 +352,8 @@ _HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.OwnersNeeded: _on_need,
     ev.WaveKept: _on_wave_kept,
     ev.HoldersWanted: _on_holders_wanted,
+    ev.CopyStored: on_copy_stored,
+    ev.CopyGone: on_copy_gone,
+    ev.TransferFailed: on_transfer_failed,
     ev.Tick: _on_tick,
 }

@@ -40,6 +40,8 @@ class ControlTerms:
     """A change must save so many times what it costs; so plans do not flap."""
     room: CopyRoom | None = None
     """For copies; None: everywhere enough."""
+    is_ring: bool = True
+    """Copies go round the ring of devices; False: a replication policy places them."""
     learn_interval: bool = True
     """Waves come as often as their measured cost and the hazard make best; else as they are."""
     loss_per_s: float = 4e-5
@@ -105,6 +107,10 @@ class ControlState:
     """Of the steps since the open wave began."""
     wave_costs_s: tuple[float, ...] = ()
     """What the last waves cost: the time of their steps beyond the usual."""
+    stored: Mapping[str, tuple[tuple[int, tuple[int, int]], ...]] = field(default_factory=dict)
+    """Device -> (first layer, (last layer, version)) of the newest copies that it said it has."""
+    failed: tuple[str, ...] = ()
+    """Holders that did not store what they should, since they last did."""
     ahead: tuple[tuple[str, ...], ...] = ()
     """Losses, in this epoch, for which plans are made ahead."""
     solved: tuple[PlanSolved, ...] = ()

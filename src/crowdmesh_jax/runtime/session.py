@@ -365,6 +365,7 @@ class Session:
         return ControlTerms(
             copies=self.recovery.copies,
             room=self._room(),
+            is_ring=self.placer is None,
             learn_interval=self.recovery.wave_every is None,
             loss_per_s=math.fsum(rates[device] for device in self.plan.devices),
             losses_per_s=rates,
