@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from crowdmesh_jax.core import values
+from crowdmesh_jax.core import DeviceId, values
 from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.protocol import CoordinatorState, MemberState, Tie, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
+from crowdmesh_jax.protocol.coordinator_state import Ack
+from crowdmesh_jax.protocol.coordinator_waves import who_did_not_store
 
 from .chaos import CHANGES, FAULTS, Chaos
 from .crowd import Crowd
@@ -392,6 +395,31 @@ def test_a_holder_without_room_does_not_keep_the_wave_open():
     crowd.damage = 0.0
     completes(crowd)
     assert crowd.hub.durable == 12
+
+
+def test_who_lacks_a_copy_that_its_owner_has_did_not_store_it():
+    crowd = running(Crowd(seed=2, steps=12), 2)
+    state = crowd.hub.state
+    version, stages = state.wave_from, state.plan.stages
+    holders = {entry.first_layer: entry.devices for entry in state.holders}
+
+    def blamed(*acked: tuple[int, str], missing: Any = None) -> tuple[str, ...]:
+        acks = tuple(
+            Ack(version=version, first_layer=first, device=DeviceId(device))
+            for first, device in acked
+        )
+        everyone = [DeviceId(d) for d in state.party]
+        return who_did_not_store(replace(state, acks=acks), missing or everyone)
+
+    first, second = stages[0], stages[1]
+    assert blamed() == (), "no owner had a snapshot: nothing was sent"
+    assert blamed((first.first_layer, first.device)) == holders[first.first_layer]
+    both = ((first.first_layer, first.device), (second.first_layer, second.device))
+    lacking = {*holders[first.first_layer], *holders[second.first_layer]}
+    assert set(blamed(*both)) == lacking
+    assert blamed(*both, missing=holders[second.first_layer]) == holders[second.first_layer]
+    done = (first.first_layer, holders[first.first_layer][0])
+    assert set(blamed(*both, done)) <= lacking
 
 
 def test_a_wave_that_only_owners_keep_does_not_count():

@@ -135,6 +135,24 @@ def test_a_run_without_a_plan_and_a_damaged_one_are_told(tmp_path, capsys):
     assert main(["replicas", str(tmp_path / "nowhere")]) == 2
 
 
+def test_what_one_event_would_take_is_told_of_the_runs_groups(tmp_path):
+    run = Journalled(tmp_path)
+    config = run.folder.read_config()
+    terms = {"recovery": {"groups": {"van": ["a", "b"]}}}
+    crowd = {"devices": [{"id": i, "flops_per_s": 1e9, "memory_bytes": 1000} for i in "abc"]}
+    run.folder.write_config({"job": config["job"], "run": terms, "crowd": crowd})
+    run.decide(1, 0)
+    run.steps(0, 4)
+    run.wave(4, (0, 1, "ab"), (2, 3, "bc"))
+    report = run.report()
+    assert [row.shared_hazards for row in report.rows] == [("van",), ()]
+    (van,) = [item for item in report.if_lost if item.cause == "van"]
+    assert van.bare == ((0, 1),)
+    run.folder.write_config({"job": config["job"], "run": terms, "crowd": {"devices": 3}})
+    with pytest.raises(RecordError, match=r"config\.toml: damaged: .*devices"):
+        run.report()
+
+
 @pytest.mark.system
 @pytest.mark.slow
 def test_a_run_that_goes_on_tells_where_its_copies_are(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Who holds what, how fresh, at what byte budget; standby plans; hand-over.
+"""Who holds what, how fresh, at what byte budget; likely losses; hand-over.
 
 The deciding part: pure functions of a plan, of what was seen so far and of what stands. Nothing
 here sends a byte or reads a clock; the runtime and the simulator do what it says.
@@ -55,14 +55,6 @@ from .seats import (
     Unprotected,
     feasible,
 )
-from .standby import (
-    LayerMove,
-    StageKey,
-    StandbyPlan,
-    programs_ahead,
-    stage_key,
-    standby_plans,
-)
 
 __all__ = [
     "Ahead",
@@ -80,7 +72,6 @@ __all__ = [
     "Holding",
     "IfLost",
     "Interval",
-    "LayerMove",
     "LayerRow",
     "Loss",
     "MobilityPolicy",
@@ -97,8 +88,6 @@ __all__ = [
     "ReplicaReport",
     "ReplicationPolicy",
     "Room",
-    "StageKey",
-    "StandbyPlan",
     "StandbyWish",
     "Target",
     "Unprotected",
@@ -117,12 +106,9 @@ __all__ = [
     "make_replication_policy",
     "overhead",
     "place",
-    "programs_ahead",
     "replica_report",
     "replication_policies",
     "rooms",
-    "stage_key",
     "stage_need",
-    "standby_plans",
     "worth_s",
 ]

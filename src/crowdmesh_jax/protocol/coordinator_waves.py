@@ -6,6 +6,8 @@ version in this epoch (R13). It blocks nobody, and dies with its epoch (R16).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..core.crowd import DeviceId
 from . import coordinator_events as ev
 from . import messages as msg
@@ -72,6 +74,20 @@ def awaited_acks(state: CoordinatorState, version: int) -> set[Ack]:
 
 def missing_acks(state: CoordinatorState, version: int) -> set[Ack]:
     return awaited_acks(state, version) - set(state.acks)
+
+
+def who_did_not_store(state: CoordinatorState, missing: Sequence[DeviceId]) -> tuple[DeviceId, ...]:
+    """Of the devices for which a wave was given up, the holders that lack a copy that its owner
+    has. Where the owner has none itself nothing was sent, and no holder is to blame."""
+    lacking = missing_acks(state, state.wave_from)
+    unsent = {
+        stage.first_layer
+        for stage in state.plan.stages
+        if Ack(version=state.wave_from, first_layer=stage.first_layer, device=stage.device)
+        in lacking
+    }
+    found = {ack.device for ack in lacking if ack.first_layer not in unsent}
+    return tuple(sorted(found & set(missing)))
 
 
 def _complete_wave(turn: RunTurn, version: int) -> None:

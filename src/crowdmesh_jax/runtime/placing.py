@@ -32,7 +32,7 @@ from ..propagation import (
 )
 from ..protocol.evidence import LayerHolders
 from ..protocol.messages import Hello
-from ..protocol.owners import CopyRoom
+from ..protocol.owners import CopyRoom, Hazards
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,24 @@ class Placer:
         )
 
 
+def known_hazards(
+    crowd: Crowd, groups: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Device -> names of the hazards that take others with it: the crowd's cells, and `groups`
+    (see `Recovery.groups`). One that holds the whole crowd is left out: nothing escapes it.
+
+    Raises:
+        InvalidCrowdError: A group names a device that is not in the crowd.
+        InvalidValueError: A group has no name, or that of a device.
+    """
+    known = HazardGroups.of(crowd, groups)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, devices in known.members.items():
+        for device in devices:
+            found[device] = (*found.get(device, ()), name)
+    return found
+
+
 def copy_room(
     layers: Sequence[Sequence[LeafSpec]], hellos: Mapping[str, Hello], names: Sequence[str]
 ) -> CopyRoom:
@@ -184,13 +202,32 @@ def copy_room(
     return CopyRoom(layer_bytes=tuple(sizes[name] for name in names), device_bytes=limits)
 
 
-def unprotected(plan: PipelinePlan, holders: Sequence[LayerHolders], room: CopyRoom) -> list[str]:
-    """What is lost with which device, in words, where no copy fits anywhere."""
-    kept = {entry.first_layer for entry in holders if entry.devices}
-    return [
-        f"layers {stage.first_layer}-{stage.last_layer} of {stage.device} have no copy: it takes"
-        f" {room.needs(stage) / 1e6:.3g} MB, and no other device keeps so much free for copies"
-        " (--copies-mb of its agent)"
-        for stage in plan.stages
-        if stage.first_layer not in kept
-    ]
+def unprotected(
+    plan: PipelinePlan,
+    holders: Sequence[LayerHolders],
+    room: CopyRoom,
+    hazards: Hazards | None = None,
+) -> list[str]:
+    """What one event takes with all its copies, in words: where no copy fits anywhere, or all that
+    fit are behind a hazard of their owner."""
+    kept, behind = {entry.first_layer: entry.devices for entry in holders}, hazards or {}
+    notes = []
+    for stage in plan.stages:
+        layers = f"layers {stage.first_layer}-{stage.last_layer} of {stage.device}"
+        needs = f"{room.needs(stage) / 1e6:.3g} MB"
+        devices = kept.get(stage.first_layer, ())
+        shared = set(behind.get(stage.device, ())).intersection(
+            *(behind.get(d, ()) for d in devices)
+        )
+        if not devices:
+            notes.append(
+                f"{layers} have no copy: it takes {needs}, and no other device keeps so much free"
+                " for copies (--copies-mb of its agent)"
+            )
+        elif shared:
+            notes.append(
+                f"{layers} have copies ({', '.join(devices)}) only behind the same hazard"
+                f" ({', '.join(sorted(shared))}): no device apart from it keeps {needs} free for"
+                " copies"
+            )
+    return notes
