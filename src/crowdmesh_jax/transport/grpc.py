@@ -366,6 +366,10 @@ class GrpcTransport:
             logger.warning("%s refused a stream: %s", self._device, exc.message)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, exc.message)
             return
+        if self._closed:  # no refusal: a successor may listen here soon, and is dialled again
+            closing = f"{self._device!r} is closing"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, closing)
+            return
         key = (hello.device, hello.connection)
         arriving = self._arriving.setdefault(key, _Arriving(hello))
         stream = _ServedStream(context, hello.device)
@@ -405,8 +409,6 @@ class GrpcTransport:
             raise TransportError(f"this is {self._device!r}, not {hello.peer!r:.80}")
         if hello.device == self._device:
             raise TransportError(f"another device calls itself {hello.device!r} too")
-        if self._closed:
-            raise TransportError(f"{self._device!r} is closing")
         lanes = {lane.value: lane for lane in Lane}
         arriving = self._arriving.get((hello.device, hello.connection))
         if hello.lane not in lanes or (arriving and lanes[hello.lane] in arriving.streams):
