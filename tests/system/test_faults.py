@@ -366,33 +366,6 @@ def test_a_copy_damaged_on_its_way_to_who_takes_over_is_sent_again(tmp_path, com
     assert all(event.how == "replay" for event in result.recoveries)
 
 
-def test_a_copy_damaged_on_disk_is_passed_over(tmp_path, compiled):
-    """Copies lie in files; one bit of the file that the take-over would read flips."""
-    folder = tmp_path / "copies"
-    arguments = ("--copies-mb", "0", "--copies-dir", str(folder / "{device}"))
-    with crew_of(4, tmp_path, compiled, *arguments) as (crew, _):
-        script = Script()
-        damaged: list[Path] = []
-
-        def damage_and_kill() -> None:
-            os.kill(crew.pids["device-1"], signal.SIGSTOP)  # no wave replaces the files meanwhile
-            for path in (folder / "device-3").glob("copy-2-*"):
-                data = bytearray(path.read_bytes())
-                data[len(data) // 2] ^= 4
-                path.write_bytes(data)
-                damaged.append(path)
-            os.kill(crew.pids["device-1"], signal.SIGKILL)
-
-        script.at(14, damage_and_kill)
-        result, ideal = go(crew, tmp_path, script=script, steps=40, copies=2, pause_s=0.01)
-    assert damaged, "there was a file to damage"
-    assert_same_but_lost_losses(result, ideal)
-    assert all(e.how != "rollback" for e in result.recoveries)
-    sources = [t.source for e in result.recoveries for t in e.take_overs]
-    assert sources
-    assert "coordinator" not in sources
-
-
 def test_a_clock_that_jumps_changes_nothing(tmp_path, compiled, monkeypatch):
     """A day forward on a device, and on the coordinator: deadlines are counted by other clocks."""
     with crew_of(3, tmp_path, compiled) as (crew, mortals):
