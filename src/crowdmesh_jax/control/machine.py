@@ -353,7 +353,7 @@ def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
         str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
         for device in need.devices
     }
-    leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
+    leaving = _leaving(turn)
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
     copies, room = state.terms.copies, state.terms.room
     choice = choose_owners(staying, facts=facts, copies=copies, room=room)
@@ -369,6 +369,12 @@ def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
         _answer_with(turn, need, made)
     else:
         _solve(turn, devices, urgent=True)
+
+
+def _leaving(turn: _Turn) -> set[str]:
+    """Who departs within the lead."""
+    state = turn.state
+    return {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
 
 
 def _compiled(
@@ -392,8 +398,10 @@ def _answer_with(turn: _Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 
 def _answer(turn: _Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
-    terms = turn.state.terms
-    holders = ring_holders(plan, need.devices, copies=terms.copies, room=terms.room)
+    # Who leaves is idle once its stage has moved, and would be the first to be given copies.
+    terms, leaving = turn.state.terms, _leaving(turn)
+    staying = tuple(device for device in need.devices if device not in leaving)
+    holders = ring_holders(plan, staying, copies=terms.copies, room=terms.room)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))
