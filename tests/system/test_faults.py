@@ -20,7 +20,7 @@ from support import survival
 from support.equality import assert_bit_equal
 from support.mortal import Mortals, Order
 from support.survival import Blow, Trial
-from support.training import even_plan, identical, small_job
+from support.training import Slow, even_plan, identical, small_job
 
 import crowdmesh_jax as cm
 
@@ -79,17 +79,6 @@ class Script:
     @property
     def shown(self) -> list[int]:
         return [event.step for event in self.events if isinstance(event, cm.StepEvent)]
-
-
-class Slow:
-    """Rows that take a moment, so that what happens beside a run has its time in few steps."""
-
-    def __init__(self, source: cm.ArraySource, pause_s: float = 0.05) -> None:
-        self._source, self._pause_s = source, pause_s
-
-    def batch(self, step: int) -> Any:
-        time.sleep(self._pause_s)
-        return self._source.batch(step)
 
 
 def go(
