@@ -190,6 +190,18 @@ def test_who_is_leaving_takes_nothing_over():
     assert answer.choice.plan.devices == ("d0", "s1", "d2"), "better than to stand still"
 
 
+def test_who_has_handed_over_and_leaves_is_given_no_copies():
+    """It is idle until it goes, and idle devices come first; its copies would go with it."""
+    policy = Policy(party=("d0", "d1", "d2", "s0"))
+    policy.running()
+    policy.tell(control.ProgramCompiled(device="s0", key="k1"))
+    policy.tell(control.Departing(device="d1", leaves_in_s=1.0))
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "s0", "d2")
+    holders = {device for entry in answer.choice.holders for device in entry.devices}
+    assert holders == {"d0", "s0", "d2"}
+
+
 def test_what_was_told_can_be_told_again_from_its_plain_form():
     policy = Policy()
     policy.running()

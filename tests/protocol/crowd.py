@@ -338,9 +338,6 @@ class Hub:
         if isinstance(last, records.Halted):
             self.fault = last.fault
             return
-        if isinstance(last, records.Finish):
-            self.completed = last.version
-            return
         if not any(plain["kind"] == "Decision" for plain in self.journal):
             self.journal.clear()  # nothing was promised yet
             self.records.clear()

@@ -150,6 +150,22 @@ def test_a_coordinator_that_dies_within_a_recovery_opens_the_next_epoch(after_ac
     assert epochs == sorted(set(epochs))
 
 
+@pytest.mark.parametrize("after_actions", range(1, 12))
+def test_a_coordinator_that_dies_while_a_run_ends_lets_its_members_go_when_it_is_back(
+    after_actions,
+):
+    """Before the last checkpoint, behind it, behind the record of the end, between two Releases."""
+    crowd = running(Crowd(seed=9, steps=5), 4)
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "finishing")
+    crowd.crash_hub(after_actions=after_actions, down_s=1.0)
+    completes(crowd)
+    for _ in range(60):
+        crowd.step()
+    phases = {name: body.state.phase.value for name, body in crowd.members.items()}
+    assert set(phases.values()) == {"idle"}, phases
+    assert [type(r) for r in crowd.hub.records].count(records.Finish) == 1
+
+
 def test_a_run_without_enough_copies_waits_and_then_halts_naming_the_layers():
     crowd = running(Crowd(seed=8, spares=2, steps=30), 6)
     crowd.kill("d1")

@@ -61,6 +61,26 @@ def test_wishes_become_holders_of_stages_among_the_members(policy):
     assert {str(d) for e in few for d in e.devices} <= {"device-0", "device-1"}
 
 
+def test_a_stage_beside_one_who_walks_away_has_a_copy_all_the_same():
+    """Whoever held it would lose that neighbour, so nobody is expected to stay; but a wave that
+    lacks one stage's copy counts for no stage, and the one who walks needs it most."""
+    job, _ = small_job()
+    plan = even_plan(job, 3)
+    still, zero = np.zeros((4, 2)), np.zeros(4)
+    walks = np.array([[8.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    seen = Sightings(
+        now_s=0.0, seen_s=zero, positions_m=still, velocities_m_per_s=walks,
+        velocity_sd_m_per_s=np.full(4, 0.05), occupants=np.arange(4),
+    )  # fmt: skip
+    made = placer("mobility", watch=lambda: seen, range_m=80.0)
+    decision = made.decide(plan, 0.1)
+    assert [item.lack for item in decision.unprotected] == ["nobody"]
+    holders = made.holders(decision, plan, NAMES)
+    assert all(entry.devices for entry in holders)
+    for entry, stage in zip(holders, plan.stages, strict=True):
+        assert stage.device not in entry.devices
+
+
 def test_no_two_copies_behind_one_hazard():
     job, _ = small_job()
     plan = even_plan(job, 2)

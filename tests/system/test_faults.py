@@ -20,7 +20,7 @@ from support import survival
 from support.equality import assert_bit_equal
 from support.mortal import Mortals, Order
 from support.survival import Blow, Trial
-from support.training import even_plan, identical, small_job
+from support.training import Slow, even_plan, identical, small_job
 
 import crowdmesh_jax as cm
 
@@ -79,17 +79,6 @@ class Script:
     @property
     def shown(self) -> list[int]:
         return [event.step for event in self.events if isinstance(event, cm.StepEvent)]
-
-
-class Slow:
-    """Rows that take a moment, so that what happens beside a run has its time in few steps."""
-
-    def __init__(self, source: cm.ArraySource, pause_s: float = 0.05) -> None:
-        self._source, self._pause_s = source, pause_s
-
-    def batch(self, step: int) -> Any:
-        time.sleep(self._pause_s)
-        return self._source.batch(step)
 
 
 def go(
@@ -364,33 +353,6 @@ def test_a_copy_damaged_on_its_way_to_who_takes_over_is_sent_again(tmp_path, com
     assert takes["device-4"].source == "device-3"
     assert takes["device-4"].moved_bytes > 0
     assert all(event.how == "replay" for event in result.recoveries)
-
-
-def test_a_copy_damaged_on_disk_is_passed_over(tmp_path, compiled):
-    """Copies lie in files; one bit of the file that the take-over would read flips."""
-    folder = tmp_path / "copies"
-    arguments = ("--copies-mb", "0", "--copies-dir", str(folder / "{device}"))
-    with crew_of(4, tmp_path, compiled, *arguments) as (crew, _):
-        script = Script()
-        damaged: list[Path] = []
-
-        def damage_and_kill() -> None:
-            os.kill(crew.pids["device-1"], signal.SIGSTOP)  # no wave replaces the files meanwhile
-            for path in (folder / "device-3").glob("copy-2-*"):
-                data = bytearray(path.read_bytes())
-                data[len(data) // 2] ^= 4
-                path.write_bytes(data)
-                damaged.append(path)
-            os.kill(crew.pids["device-1"], signal.SIGKILL)
-
-        script.at(14, damage_and_kill)
-        result, ideal = go(crew, tmp_path, script=script, steps=40, copies=2, pause_s=0.01)
-    assert damaged, "there was a file to damage"
-    assert_same_but_lost_losses(result, ideal)
-    assert all(e.how != "rollback" for e in result.recoveries)
-    sources = [t.source for e in result.recoveries for t in e.take_overs]
-    assert sources
-    assert "coordinator" not in sources
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, compiled, monkeypatch):

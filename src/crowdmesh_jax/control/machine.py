@@ -294,7 +294,7 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
         str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
         for device in need.devices
     }
-    leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
+    leaving = _leaving(turn)
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
     choice = choose_owners(staying, facts=facts)
     among = staying
@@ -312,6 +312,12 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
         _answer_with(turn, need, made)
     else:
         turn.solve(devices, urgent=True)
+
+
+def _leaving(turn: Turn) -> set[str]:
+    """Who departs within the lead."""
+    state = turn.state
+    return {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
 
 
 def _compiled(
@@ -335,7 +341,10 @@ def _answer_with(turn: Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 
 def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
-    holders = holders_for(turn.state, plan, need.devices)
+    # Who leaves is idle once its stage has moved, and would be the first to be given copies.
+    leaving = _leaving(turn)
+    staying = tuple(device for device in need.devices if device not in leaving)
+    holders = holders_for(turn.state, plan, staying)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from ..propagation import (
 )
 from ..protocol.evidence import LayerHolders
 from ..protocol.messages import Hello
-from ..protocol.owners import CopyRoom, Hazards
+from ..protocol.owners import CopyRoom, Hazards, ring_holders
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +146,21 @@ class Placer:
     def holders(
         self, decision: PolicyDecision, plan: PipelinePlan, party: Sequence[str]
     ) -> tuple[LayerHolders, ...]:
-        """The wishes as holders of stages, as far as they are members."""
-        wanted: dict[int, list[Any]] = {}
+        """The wishes as holders of stages, as far as they are members.
+
+        A wave of which one stage has no copy does not count for any (R13), so a stage for which
+        the policy finds nobody who will stay gets somebody who is here now.
+        """
+        wanted: dict[int, list[DeviceId]] = {}
+        somebody = {i.first_layer for i in decision.unprotected if i.lack == "nobody"}
         for item in decision.replicas.ranges:
             devices = [r.device for r in item.replicas if str(r.device) in party]
             wanted[item.first_layer] = devices
+            if item.replicas and not devices:
+                somebody.add(item.first_layer)
+        for index, stage in enumerate(plan.stages):
+            if stage.first_layer in somebody and not wanted.get(stage.first_layer):
+                wanted[stage.first_layer] = self._anyone(decision, plan, index, party)
         return tuple(
             LayerHolders(
                 first_layer=stage.first_layer,
@@ -160,6 +169,19 @@ class Placer:
             )
             for stage in plan.stages
         )
+
+    def _anyone(
+        self, decision: PolicyDecision, plan: PipelinePlan, index: int, party: Sequence[str]
+    ) -> list[DeviceId]:
+        """Members that may hold a stage, those without one first; not who hands its own over."""
+        owner, leaving = plan.stages[index].device, {str(h.owner) for h in decision.handovers}
+        here = [
+            DeviceId(device)
+            for device in party
+            if device not in leaving and self._groups.apart([owner, DeviceId(device)])
+        ]
+        ring = ring_holders(plan, here, copies=len(plan.stages) + len(here))[index].devices
+        return [device for device in ring if device in here][: self._budget.copies]
 
 
 def known_hazards(

@@ -253,6 +253,8 @@ class Run:
         while True:
             event, envelope = await self._events.get()
             self._state, actions = machine.handle(self._state, event, time.monotonic())
+            if isinstance(event, ev.Restart):
+                self._answer_asked()
             for action in actions:
                 self._clock.saw(action, self._state)
                 try:
@@ -261,6 +263,12 @@ class Run:
                     logger.error("%s failed: %s", type(action).__name__, exc)
                     self._put(ev.BodyFailed(fault=Fault.of(exc)))
                     break  # journal before message: what follows must not happen
+
+    def _answer_asked(self) -> None:
+        """Rows that members asked for when they reached this process, before there was this run."""
+        for item in self._crew.take_asked():
+            if item.frame.message["extra"].get("run") == self._state.run:
+                self._take(item)
 
     # What is demanded ----------------------------------------------------------------------------
 

@@ -331,10 +331,12 @@ class Session:
             planned_s = self.prediction.step_s if self.prediction is not None else 1.0
             decision = self.placer.decide(self.plan, planned_s)
             holders = self.placer.holders(decision, self.plan, party)
+            bare = {entry.first_layer for entry in holders if not entry.devices}
             notes = [
                 f"layers {item.first_layer}-{item.last_layer} of {item.owner} have no copy:"
                 f" {item.detail}"
                 for item in decision.unprotected
+                if item.first_layer in bare
             ]
         if notes:
             rest = "a loss there takes everyone back to the newest checkpoint"
