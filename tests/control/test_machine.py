@@ -40,13 +40,13 @@ def test_who_takes_over_has_its_copies_away_from_its_own_hazards():
     (answer,) = policy.need((1,), ("d1",), copies_of={"s0": (1,)})
     assert answer.choice.plan.devices == ("d0", "s0", "d2")
     assert [entry.devices for entry in answer.choice.holders] == [("s1",), ("d2",), ("s1",)]
-    van = Policy(hazards={"d0": ("van",), "d1": ("van",)})
+    van = Policy(hazards={"d0": ("van",), "s0": ("van",)})
     van.running()
     van.tell(control.ProgramCompiled(device="s1", key="k1"))
     van.tell(control.Departing(device="d1", leaves_in_s=1.0))
     (answer,) = van.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
-    assert [entry.devices for entry in answer.choice.holders] == [("s0",), ("s0",), ("d1",)]
+    assert [entry.devices for entry in answer.choice.holders] == [("s1",), ("s0",), ("s0",)]
 
 
 def test_without_spares_plans_for_each_loss_are_made_one_by_one_and_used():
