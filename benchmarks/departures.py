@@ -10,7 +10,7 @@ steps, the same seeds, in turns; the cuts stay, so every run ends with the same 
 runs' own recovery events; a newcomer stops everyone too, under every policy. Bytes of copies are
 those of complete waves; bytes of states that moved in a take-over come on top.
 
-    python benchmarks/departures.py [--seeds 3] [--keep FILE] [--runs DIR] [--quick]
+    python benchmarks/departures.py [--seeds 7] [--keep FILE] [--runs DIR] [--quick]
 
 `--keep` appends each run to a file and takes what is there from it; `--runs` keeps their folders.
 """
@@ -249,7 +249,7 @@ def take(options: Any, steps: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    options = arguments(__doc__, seeds=3, keep="", runs="")
+    options = arguments(__doc__, seeds=7, keep="", runs="")
     steps = 120 if options.quick else STEPS
     rows = take(options, steps)
     by = {(row["policy"], row["seed"]): row for row in rows if not row["error"]}
