@@ -243,6 +243,9 @@ class Agents:
         for process in (self._coordinators, *self._processes.values()):
             process.kill()
             process.wait(timeout=10)
+        for pipe in (self._coordinators.stdin, self._coordinators.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def restart(self) -> None:
         """New processes for all devices: what the old ones held is gone."""

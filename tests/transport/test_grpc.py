@@ -553,3 +553,21 @@ async def test_a_server_that_cancels_a_dial_as_it_stops_does_not_refuse_it():
     assert "b" in dialler.peers
     await dialler.close()
     await second.close()
+
+
+@run
+async def test_a_dial_to_where_a_peer_was_does_not_hold_up_one_to_where_it_is_now():
+    """A device came back as another process while somebody still dialled the one before."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        before = f"127.0.0.1:{free.getsockname()[1]}"
+    dialler, peer = transport("a"), transport("b")
+    waiting = asyncio.create_task(dialler.connect("b", before, deadline_s=15))
+    await asyncio.sleep(0.2)
+    now = await peer.start()
+    async with asyncio.timeout(5):
+        await dialler.connect("b", now, deadline_s=15)
+        await waiting
+    assert "b" in dialler.peers
+    await dialler.close()
+    await peer.close()

@@ -225,6 +225,8 @@ class GrpcTransport:
         self._links: dict[str, PeerLink] = {}
         self._arriving: dict[tuple[str, str], _Arriving] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
+        self._targets: dict[str, str] = {}
+        """Where a peer was said to listen last."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -261,6 +263,7 @@ class GrpcTransport:
         target = parse_loopback(address, dial=True).target
         if peer == self._device:
             raise PeerLostError(f"{peer!r} cannot connect to itself")
+        self._targets[peer] = target  # whoever dials it already goes on there: it has moved
         until_s = time.monotonic() + deadline_s
         last = "no answer"
         limit = asyncio.timeout(deadline_s)
@@ -270,7 +273,7 @@ class GrpcTransport:
                     if self._closed:
                         raise PeerLostError(f"{self._device!r} is closed")
                     try:
-                        await self._dial(peer, target)
+                        await self._dial(peer, self._targets[peer])
                     except grpc.aio.AioRpcError as exc:
                         last = exc.details() or str(exc.code())
                         if exc.code() not in _NOT_THERE:
