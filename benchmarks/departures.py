@@ -34,9 +34,8 @@ os.environ["NPROC"] = "1"  # XLA's threads, as in agents
 
 import jax
 import numpy as np
-import optax
 from _measure import arguments, figure, ratio, report
-from flax import linen as nn
+from _perceptron import make_job
 
 import crowdmesh_jax as cm
 from crowdmesh_jax.mobility import Sightings
@@ -148,25 +147,6 @@ class Walks:
                     self._crew.relaunch(name)
 
 
-class Layer(nn.Module):
-    """Dense and ReLU."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return nn.relu(nn.Dense(WIDTH)(x))
-
-
-def make_job() -> tuple[cm.TrainingJob, cm.ArraySource]:
-    """A layer a stage."""
-    model = cm.StagedModel.from_linen([Layer() for _ in range(STAGES)], name="perceptron")
-    job = cm.TrainingJob(
-        model, loss=cm.losses.mean_squared_error, optimizer=optax.adam(1e-4),
-        batch_size=BATCH, microbatches=MICROBATCHES,
-    )  # fmt: skip
-    inputs = np.random.default_rng(0).standard_normal((4 * BATCH, WIDTH), np.float32)
-    return job, cm.ArraySource(inputs, np.abs(inputs), BATCH)
-
-
 def crowd_of() -> cm.Crowd:
     """Equal devices, each pair joined by a link as slow as radio."""
     crowd = cm.Crowd.local((1.0,) * DEVICES)
@@ -181,7 +161,7 @@ def run_one(crew: Crew, policy: str, seed: int, steps: int, runs_dir: str) -> di
     for device in sorted(crew.missing):
         crew.relaunch(device)
     crew.await_hellos()
-    job, data = make_job()
+    job, data = make_job(width=WIDTH, stages=STAGES, batch=BATCH, microbatches=MICROBATCHES)
     walks = Walks(script_of(seed), crew)
     marks: list[float] = []
 

@@ -31,11 +31,8 @@ from typing import Any
 
 os.environ["NPROC"] = "1"  # XLA's threads, as in agents
 
-import jax
-import numpy as np
-import optax
 from _measure import arguments, figure, ratio, report
-from flax import linen as nn
+from _perceptron import make_job
 
 import crowdmesh_jax as cm
 from crowdmesh_jax.runtime import Crew
@@ -44,26 +41,6 @@ WIDTH, STAGES, BATCH, MICROBATCHES = 920, 4, 256, 8
 STATE_BYTES = 3 * 4 * WIDTH * (WIDTH + 1)
 EVERY = 8
 KILL_AT, STEPS = 21, 30
-
-
-class Layer(nn.Module):
-    """Dense and ReLU."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return nn.relu(nn.Dense(WIDTH)(x))
-
-
-def make_job() -> tuple[cm.TrainingJob, cm.ArraySource]:
-    """A layer a stage."""
-    model = cm.StagedModel.from_linen([Layer() for _ in range(STAGES)], name="perceptron")
-    job = cm.TrainingJob(
-        model, loss=cm.losses.mean_squared_error, optimizer=optax.adam(1e-4),
-        batch_size=BATCH, microbatches=MICROBATCHES,
-    )  # fmt: skip
-    random = np.random.default_rng(0)
-    inputs = random.standard_normal((4 * BATCH, WIDTH), np.float32)
-    return job, cm.ArraySource(inputs, np.abs(inputs), BATCH)
 
 
 @dataclass
@@ -217,7 +194,7 @@ def of_redone(bench: Bench, k: int) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments(__doc__, repeats=7, keep="")
-    job, data = make_job()
+    job, data = make_job(width=WIDTH, stages=STAGES, batch=BATCH, microbatches=MICROBATCHES)
     crowd = cm.Crowd.local((1.0,) * (STAGES + 1))
     rows, count = Rows(options.keep), options.repeats
     steps = 40 if options.quick else 100

@@ -197,8 +197,14 @@ def test_a_piece_that_rotted_in_what_a_fence_left_is_found_and_then_sent():
 
 def test_a_copy_without_room_is_refused_before_memory_is_taken(caplog):
     keeper = make(memory_bytes=1000, disk_bytes=2**24)
-    with pytest.raises(FrameError, match="1000 bytes that are free"):
-        keeper.offered("owner", NAME, Offer.of(arrays(), PIECE_BYTES).to_plain())
+    vast = ["state", "param", "a", "w", "float32", [2**33]]
+    plain = {"leaves": [vast], "piece_bytes": 2**30, "checksums": ["0" * 40] * 32}
+    for offer in (Offer.of(arrays(), PIECE_BYTES).to_plain(), plain):
+        # No pieces, rather than no answer: nobody need send what nobody can keep.
+        assert keeper.offered("owner", NAME, offer) == ()
+        assert "the 1000 bytes that are free" in caplog.text
+        assert keeper.store.incoming("owner", NAME) is None
+        caplog.clear()
     keeper = make(memory_bytes=8_000_000)
     whole(keeper, arrays())
     offer, wanted = send(keeper, arrays(seed=4), name=replace(COPY, version=8))
@@ -259,12 +265,12 @@ def test_copies_may_come_and_go_while_others_are_checked(tmp_path):
 def test_an_offer_that_is_none_is_one_clear_error(change):
     plain = {**Offer.of(arrays(), PIECE_BYTES).to_plain(), **change}
     with pytest.raises(FrameError):
-        Offer.read(plain, 2**30)
+        Offer.read(plain)
 
 
 def test_an_offer_reads_back_as_it_was():
     offer = Offer.of(arrays(), PIECE_BYTES)
-    again = Offer.read(offer.to_plain(), 2**30)
+    again = Offer.read(offer.to_plain())
     assert again.checksums == offer.checksums
     assert again.manifest == offer.manifest
 
@@ -281,7 +287,7 @@ def test_an_offer_reads_back_as_it_was():
 )
 def test_a_layout_that_is_none_is_one_clear_error(leaf):
     with pytest.raises(FrameError):
-        Packing.read([leaf], 2**20)
+        Packing.read([leaf])
 
 
 def test_own_snapshots_count_against_no_limit():

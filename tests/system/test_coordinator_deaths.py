@@ -7,7 +7,7 @@ recovery, the finish, and while it starts again. `coordinator_deaths.py` runs ma
 from __future__ import annotations
 
 import pytest
-from support import coordinators
+from support import coordinators, trials
 
 from . import coordinator_deaths
 
@@ -44,6 +44,6 @@ def test_a_run_whose_coordinator_dies_ends_as_if_it_had_not(seed, agents):
 def test_thirty_runs_whose_coordinator_dies(tmp_path):
     log = tmp_path / "log"
     coordinator_deaths.run(list(range(30)), log, tmp_path)
-    rows = coordinator_deaths.read(log)
+    rows = trials.read(log)
     print(coordinator_deaths.summary(rows))
     assert [row["trial"] for row in rows if not row["ok"]] == []

@@ -23,7 +23,8 @@ def entries(runs_dir: Path) -> list[dict[str, Any]]:
     lines = [
         line for log in runs_dir.glob("*/policy.jsonl") for line in log.read_text().split("\n")
     ]
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    read = [json.loads(line) for line in lines if line.endswith("}")]
+    return [line for line in read if "event" in line]
 
 
 def is_ready(policy: list[dict[str, Any]]) -> bool:

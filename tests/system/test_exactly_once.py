@@ -6,7 +6,7 @@ Each run follows from its seed (`support.survival`). `make survival` runs many m
 from __future__ import annotations
 
 import pytest
-from support import survival
+from support import survival, trials
 from support.mortal import Mortals
 
 import crowdmesh_jax as cm
@@ -63,7 +63,7 @@ def test_a_run_in_which_devices_die_ends_as_if_none_had(seed, crew_and_orders, t
 def test_a_hundred_runs_with_two_hundred_deaths(tmp_path):
     log = tmp_path / "log"
     exactly_once.run(list(range(100)), log, tmp_path)
-    rows = exactly_once.read(log)
+    rows = trials.read(log)
     print(exactly_once.summary(rows))
     assert [row["trial"] for row in rows if not row["ok"]] == []
     assert sum(1 + len(e.get("beside", ())) for row in rows for e in row["fired"]) >= 200

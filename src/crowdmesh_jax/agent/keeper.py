@@ -90,13 +90,13 @@ class Keeper:
     # What arrives --------------------------------------------------------------------------------
 
     def offered(self, sender: str, name: Name, plain: Any) -> tuple[int, ...]:
-        """A copy is going to come; the pieces that are wanted. None, if there is no room: the seal
-        will not match then.
+        """A copy is going to come; the pieces that are wanted: none of them, if there is no room,
+        and then its seal will not match.
 
         Raises:
             FrameError: It is no offer.
         """
-        offer = Offer.read(plain, max(self.store.limit_bytes, 1))
+        offer = Offer.read(plain)
         try:
             return self.store.offered(sender, name, offer)
         except FrameError as exc:

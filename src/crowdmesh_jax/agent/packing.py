@@ -77,11 +77,11 @@ class Packing:
         return cls(leaves)
 
     @classmethod
-    def read(cls, plain: Any, limit_bytes: int) -> Packing:
-        """The layout that an offer brought.
+    def read(cls, plain: Any) -> Packing:
+        """The layout that an offer brought. Nothing is allocated for it yet.
 
         Raises:
-            FrameError: It is none, or asks for more than `limit_bytes`.
+            FrameError: It is none.
         """
         leaves, offset = [], 0
         try:
@@ -94,8 +94,6 @@ class Packing:
                 key = (str(role), str(layer), str(path))
                 leaves.append(_Leaf(part, key, str(dtype_name), dims, offset, size))
                 offset = _aligned(offset + size)
-                if offset > limit_bytes:
-                    raise FrameError(f"a copy of more than the {limit_bytes} bytes that are free")
         except (TypeError, ValueError) as exc:
             raise FrameError(f"a copy's leaves cannot be read: {exc}") from exc
         return cls(leaves)
@@ -155,18 +153,18 @@ class Offer:
         return cls(packing, piece_bytes, tuple(checksum(piece.data) for piece in pieces))
 
     @classmethod
-    def read(cls, plain: Any, limit_bytes: int) -> Offer:
-        """What a frame brought.
+    def read(cls, plain: Any) -> Offer:
+        """What a frame brought. Nothing is allocated for it yet.
 
         Raises:
-            FrameError: It is none, or asks for more than `limit_bytes`.
+            FrameError: It is none.
         """
         if not isinstance(plain, Mapping) or set(plain) != {"leaves", "piece_bytes", "checksums"}:
             raise FrameError("an offer of a copy needs leaves, piece_bytes and checksums")
         piece_bytes, checksums = plain["piece_bytes"], plain["checksums"]
         if not isinstance(piece_bytes, int) or piece_bytes < 1:
             raise FrameError(f"an offer of pieces of {piece_bytes!r} bytes")
-        packing = Packing.read(plain["leaves"], limit_bytes)
+        packing = Packing.read(plain["leaves"])
         count = packing.pieces(piece_bytes)
         if not isinstance(checksums, list) or count > MOST_PIECES or len(checksums) != count:
             raise FrameError(f"an offer of {count} pieces without as many checksums")

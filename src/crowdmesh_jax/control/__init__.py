@@ -31,6 +31,7 @@ from .events import (
     entry_to_plain,
 )
 from .machine import handle
+from .replay import replay, terms_to_plain, told_to_plain
 from .state import ControlState, ControlTerms
 
 __all__ = [
@@ -61,4 +62,7 @@ __all__ = [
     "entry_from_plain",
     "entry_to_plain",
     "handle",
+    "replay",
+    "terms_to_plain",
+    "told_to_plain",
 ]

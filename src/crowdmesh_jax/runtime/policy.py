@@ -1,7 +1,7 @@
 """The body round the policy machine: plans in threads, programs sent ahead, questions answered.
 
-Carries out what `control` wants and feeds it what happens; every event and action is written to
-the run's `policy.jsonl`, from which the machine can be replayed.
+Carries out what `control` wants and feeds it what happens; all of it is written to the run's
+`policy.jsonl`, from which `control.replay` can do it again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +92,7 @@ class PolicyBody:
         self._ready: dict[str, set[str]] = {}
         """Device -> keys of what it has: it need not be sent again."""
         self._ahead = ThreadPoolExecutor(1, "plan ahead", initializer=_lower_priority)
+        self._write(control.terms_to_plain(terms))
 
     def close(self) -> None:
         """Ends the thread; what it plans is not waited for."""
@@ -99,17 +100,21 @@ class PolicyBody:
 
     def tell(self, event: control.ControlEvent) -> None:
         """Something happened."""
-        now_s = time.monotonic()
+        now_s, before = time.monotonic(), self.state
         self.state, actions = control.handle(self.state, event, now_s)
-        if self._log is not None and (actions or not isinstance(event, _FREQUENT)):
-            entries = [control.entry_to_plain(entry) for entry in (event, *actions)]
-            try:
-                self._log.append({"now_s": now_s, "event": entries[0], "actions": entries[1:]})
-            except RecordError as exc:  # what it says is of use, but nothing is built on it
-                logger.error("%s; it is not written any more", exc.message)
-                self._log = None
+        if actions or self.state is not before:
+            self._write(control.told_to_plain(now_s, event, actions))
         for action in actions:
             self._do(action)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._log is None:
+            return
+        try:
+            self._log.append(line)
+        except RecordError as exc:  # what it says is of use, but nothing is built on it
+            logger.error("%s; it is not written any more", exc.message)
+            self._log = None
 
     def tick(self) -> None:
         """Time passes."""
@@ -242,9 +247,6 @@ class PolicyBody:
                 move_s=made.move_s,
             )
         )
-
-
-_FREQUENT = (control.StepCommitted, control.Tick)
 
 
 def _lower_priority() -> None:
