@@ -40,7 +40,6 @@ from .policy import (
     PolicyDecision,
     PolicyView,
     ReplicationPolicy,
-    StandbyWish,
     check_decision,
 )
 from .prospects import Outlook
@@ -88,7 +87,6 @@ __all__ = [
     "ReplicaReport",
     "ReplicationPolicy",
     "Room",
-    "StandbyWish",
     "Target",
     "Unprotected",
     "best_chain",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -113,30 +113,12 @@ class PolicyView:
         return self.plan.devices
 
 
-Mode = Literal["take_over", "spread", "recut"]
-"""What becomes of lost layers: "take_over": they go whole to an idle device, else all are cut anew.
-"spread": to both neighbours in proportion to their speed (Asteroid). "recut": always a new cut
-(FTPipeHD)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StandbyWish:
-    """Which losses a policy wants plans for, and of which kind: what its paper does. Runs do not
-    ask: all of them go by the rule of `control`."""
-
-    mode: Mode | None = None
-    """None: it plans nothing ahead."""
-    doubles: int = 0
-    """How many of the likeliest pairs, beside each single loss."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyDecision:
     """What a policy wants."""
 
     replicas: ReplicaPlan
     handovers: tuple[Handover, ...] = ()
-    standby: StandbyWish = field(default_factory=StandbyWish)
     unprotected: tuple[Unprotected, ...] = ()
     """Ranges that get no copy though the policy wants one, and why."""
     notes: tuple[str, ...] = ()

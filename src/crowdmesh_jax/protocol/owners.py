@@ -1,7 +1,7 @@
 """Who takes what was lost: the question that a decision asks, the answer, and the default policy.
 
-A policy may know more (link lifetimes, standby plans); a decision takes any answer that keeps live
-stages where they are, or a plan with other cuts, which then means a rollback.
+A policy may know more (link lifetimes, plans made ahead); a decision takes any answer that keeps
+live stages where they are, or a plan with other cuts, which then means a rollback.
 """
 
 from __future__ import annotations

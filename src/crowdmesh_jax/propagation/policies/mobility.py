@@ -14,7 +14,7 @@ from ..foresight import Ahead, ChainRule, rows_of
 from ..handover import Departure, Handover, HandoverRule, Target, decide_handover
 from ..interval import Interval, loss_rate_per_s
 from ..placement import EXACT_NODES, place
-from ..policy import PolicyDecision, PolicyView, StandbyWish
+from ..policy import PolicyDecision, PolicyView
 from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
@@ -53,7 +53,6 @@ class MobilityPolicy:
     """None: no hand-overs; every departure is then a loss."""
     chain: ChainRule | None = field(default_factory=ChainRule)
     """Where places are known: hand-overs of one or several stages by this rule instead."""
-    doubles: int = 3
     interval_scale: float = 1.0
     exact_nodes: int = EXACT_NODES
 
@@ -72,7 +71,7 @@ class MobilityPolicy:
             raise InvalidValueError(f"{who}: stick must be >= 1, got {self.stick}")
 
     def decide(self, view: PolicyView) -> PolicyDecision:
-        """Copies, interval, hand-overs and standby wishes for this moment."""
+        """Copies, interval and hand-overs for this moment."""
         outlook = Outlook(view=view, turns=self.turns, unknown=self.unknown)
         ahead = None if self.chain is None else Ahead.of(view, self.chain)
         departures = {
@@ -105,7 +104,6 @@ class MobilityPolicy:
         return PolicyDecision(
             replicas=replicas,
             handovers=self._handovers(outlook, departures, prospects, interval, ahead),
-            standby=StandbyWish(mode="take_over", doubles=self.doubles),
             unprotected=placement.unprotected,
             notes=(told,) if told else (),
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ...core import ReplicaPlan, ReplicaRange
 from ...errors import InvalidValueError
-from ..policy import PolicyDecision, PolicyView, StandbyWish
+from ..policy import PolicyDecision, PolicyView
 from .common import Wanted, by_rule
 
 
@@ -72,7 +72,6 @@ class CentralPolicy:
             replicas=replicas,
             unprotected=unprotected,
             notes=notes,
-            standby=StandbyWish(mode="recut"),
         )
 
 
@@ -89,7 +88,7 @@ class NeighbourPolicy:
     Young's and Daly's rule with the loss rate learned from heartbeats), the global one being
     `global_times` the chain's; the central node is the device of stage 0, which holds the data, or
     `central`; whole states are copied, not weights only, or no run could go on exactly. After a
-    loss it cuts anew with its own planner, on the spot; here that is asked for as standby, ahead.
+    loss it cuts anew with its own planner, on the spot; a run here takes plans made ahead.
     """
 
     name: str = "neighbour"
@@ -131,7 +130,6 @@ class NeighbourPolicy:
             replicas=replicas,
             unprotected=unprotected,
             notes=notes,
-            standby=StandbyWish(mode="recut"),
         )
 
 
@@ -178,5 +176,4 @@ class NextStagePolicy:
             replicas=replicas,
             unprotected=unprotected,
             notes=notes,
-            standby=StandbyWish(mode="spread"),
         )
