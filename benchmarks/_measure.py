@@ -142,6 +142,11 @@ def arguments(doc: str | None, *, repeats: int = MIN_REPEATS, **more: Any) -> ar
     return parsed
 
 
+def _without_folder(argument: str) -> str:
+    """An argument as anyone would give it: where a file lay on this machine is left out."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def report(
     name: str,
     what: str,
@@ -166,8 +171,11 @@ def report(
         return
     script = Path(sys.argv[0])
     found = {package: importlib.metadata.version(package) for package in PACKAGES}
+    given = map(_without_folder, sys.argv[1:])
     result = {
-        "command": " ".join(("python", f"benchmarks/{script.name}", *sys.argv[1:])),
+        "command": " ".join(
+            ("python", f"benchmarks/{script.name}", *map(_without_folder, sys.argv[1:]))
+        ),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "what": what,
         "machine": machine(),

@@ -74,6 +74,7 @@ def test_every_result_with_figures_is_on_the_page_and_was_repeated_enough(render
             continue
         assert path.stem in shown
         assert {"command", "date", "machine", "versions"} <= result.keys()
+        assert " /" not in result["command"], "a path of the machine that it was measured on"
         for figure in render.read_figures(result):
             assert figure.low <= figure.value <= figure.high
             assert figure.repeats >= 7, figure
