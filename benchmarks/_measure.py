@@ -173,9 +173,7 @@ def report(
     found = {package: importlib.metadata.version(package) for package in PACKAGES}
     given = map(_without_folder, sys.argv[1:])
     result = {
-        "command": " ".join(
-            ("python", f"benchmarks/{script.name}", *map(_without_folder, sys.argv[1:]))
-        ),
+        "command": " ".join(("python", f"benchmarks/{script.name}", *given)),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "what": what,
         "machine": machine(),
