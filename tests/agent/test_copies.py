@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crowdmesh_jax.agent.copies import CopyLimits
+from crowdmesh_jax.agent.copies import MOST_OFFERS, CopyLimits
 from crowdmesh_jax.agent.keeper import DamagedCopyError, Keeper
 from crowdmesh_jax.agent.packing import CopyArrays, Offer, Packing
 from crowdmesh_jax.agent.slots import Slots
@@ -169,6 +169,21 @@ def test_a_transfer_goes_on_where_a_fence_broke_it_off():
     assert_same(found(keeper, again), copy)
 
 
+def test_a_copy_that_is_being_checked_when_a_fence_comes_is_none_but_need_not_come_again():
+    keeper, copy = make(), arrays()
+    offer, _ = send(keeper, copy)
+
+    async def story() -> int | None:
+        checking = asyncio.create_task(keeper.keep("owner", COPY, offer.manifest))
+        await asyncio.sleep(0)
+        keeper.break_off()
+        return await checking
+
+    assert asyncio.run(story()) is None
+    assert found(keeper) is None
+    assert whole(keeper, copy, replace(COPY, tag=2)) == ()
+
+
 def test_what_a_fence_left_gives_way_to_a_copy_that_needs_the_room():
     copy, other = arrays(), arrays(seed=8)
     other.state["param", "frozen", "w"][:] += 1
@@ -218,20 +233,32 @@ def test_a_piece_that_was_not_offered_is_refused_and_nothing_of_it_stays():
     store, name = keeper.store, NAME
     store.store_piece("owner", name, 0, np.zeros(64, np.uint8))
     assert store.memory_bytes == 0, "nobody offered it"
-    for offset, size in ((64, 64), (0, 64), (-PIECE_BYTES, 64), (PIECE_BYTES, 64)):
+    whole_bytes = Packing.of(copy).size_bytes
+    for offset, size in (
+        (64, 64), (0, 64), (-PIECE_BYTES, 64), (PIECE_BYTES, 64), (64, whole_bytes),
+    ):  # fmt: skip
         send(keeper, copy, pieces=0)
         with pytest.raises(FrameError, match="piece"):
             store.store_piece("owner", name, offset, np.zeros(size, np.uint8))
         assert store.incoming("owner", name) is None
 
 
-def test_a_seal_that_is_not_of_the_offer_makes_no_copy():
+def test_a_seal_that_is_not_of_the_offer_makes_no_copy(caplog):
     keeper = make()
     offer, _ = send(keeper, arrays())
     other = Offer.of(arrays(seed=5), PIECE_BYTES)
     assert not asyncio.run(keeper.keep("owner", COPY, other.manifest))
     send(keeper, arrays(), pieces=5)
-    assert not sealed(keeper, offer), "a piece is missing"
+    assert not sealed(keeper, offer)
+    assert "1 of 6 pieces did not come" in caplog.text
+
+
+def test_of_offers_that_nobody_follows_up_the_oldest_goes():
+    keeper = make()
+    for version in range(MOST_OFFERS + 1):
+        send(keeper, arrays(10), name=replace(COPY, version=version), pieces=0)
+    kept = [keeper.store.incoming("owner", replace(COPY, version=v).name) for v in (0, 1)]
+    assert [entry is not None for entry in kept] == [False, True]
 
 
 def test_copies_may_come_and_go_while_others_are_checked(tmp_path):

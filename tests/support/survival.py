@@ -155,19 +155,19 @@ def _blow(rng: random.Random, index: int, step: int, stages: int, copies: int, l
 # Jobs -------------------------------------------------------------------------------------------
 
 
-def _untied() -> Family:
-    model = gpt2(
-        vocab=families.VOCAB, context=8, width=8, heads=2, depth=2, tied=False, dropout=0.2
-    )
+def _with_dropout() -> Family:
+    """GPT-2: the first stage lends its embedding to the last."""
+    model = gpt2(vocab=families.VOCAB, context=8, width=8, heads=2, depth=2, dropout=0.2)
     tokens = families.tokens
     return Family("transformer", model, families.CROSS_ENTROPY, tokens, tokens, families.ACCURACY)
 
 
 @functools.cache
 def job_of(name: str) -> tuple[cm.TrainingJob, cm.ArraySource]:
-    """A CNN with batch statistics and dropout, or a transformer with dropout. Clipping mixes all
-    layers, so that each commit carries a value; eps keeps Adam from turning rounding into steps."""
-    made = _untied() if name == "transformer" else family({"cnn": "lenet"}.get(name, name))
+    """A CNN with batch statistics and dropout, or a transformer with dropout and tied weights.
+    Clipping mixes all layers, so that each commit carries a value; eps keeps Adam from turning
+    rounding into steps."""
+    made = _with_dropout() if name == "transformer" else family({"cnn": "lenet"}.get(name, name))
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2, eps=1e-4))
     inputs, targets = made.batch(64)
     return made.job(optimizer, batch_size=ROWS, seed=7), cm.ArraySource(inputs, targets, ROWS)
