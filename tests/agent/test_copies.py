@@ -59,7 +59,7 @@ def send(
 
 
 def sealed(keeper: Keeper, offer: Offer, name: Copy = COPY) -> bool:
-    return asyncio.run(keeper.keep("owner", name, offer.manifest))
+    return asyncio.run(keeper.keep("owner", name, offer.manifest)) is not None
 
 
 def whole(keeper: Keeper, copy: CopyArrays, name: Copy = COPY) -> tuple[int, ...]:
