@@ -26,7 +26,7 @@ check: $(VENV)/.dev  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-exact: $(VENV)/.dev  ## the full exactness matrix (432 cells), and each model of the zoo
+exact: $(VENV)/.dev  ## the full exactness matrix (480 cells), and each model of the zoo
 	$(BIN)/python -m pytest tests/exact -m '' -n 2 --dist loadgroup
 
 long: $(VENV)/.dev  ## what is too long for CI

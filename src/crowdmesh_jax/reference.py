@@ -239,9 +239,8 @@ class _Staged:
             for worker in reversed(workers):
                 leaves = worker.backward(m, leaves)
         tied: dict[Key, Any] = {}
-        for worker in workers:
-            for key, value in worker.tied_gradients().items():
-                tied[key] = value if key not in tied else tied[key] + value
+        for worker in reversed(workers):
+            tied.update(worker.tied_gradients(tied))
         cuts: dict[Key, Any] = {}
         for worker in workers:
             cuts.update(worker.finish_step(tied))

@@ -329,14 +329,17 @@ def test_what_was_logged_outlives_its_sending_until_it_is_dropped_or_taken_back(
     y = [Slot(kind="y", step=step, microbatch=0) for step in range(4)]
     verdicts = [Slot(kind="verdict", step=step) for step in range(4)]
     state = Slot(kind="state", step=3, layer=0)
-    for slot in (*y, *verdicts, state):
+    lent = [Slot(kind="tied", step=step, layer=0) for step in range(4)]
+    for slot in (*y, *verdicts, *lent, state):
         slots.fill(slot, {("y", "", ""): np.ones(2, np.float32)})
     slots.log(y[:3])
+    slots.log(lent)
     for slot in y:
         slots.drop_unlogged(slot)
     assert [bool(slots.get(slot)) for slot in y] == [True, True, True, False]
-    assert slots.logged_bytes == 3 * 8
+    assert slots.logged_bytes == 7 * 8
     slots.drop_logs(2)
+    assert [bool(slots.get(slot)) for slot in lent] == [False, True, True, True], "step 2 needs 1"
     assert [bool(slots.get(slot)) for slot in y] == [False, False, True, False]
     assert [bool(slots.get(slot)) for slot in verdicts] == [False, True, True, True]
     slots.rewind(2)

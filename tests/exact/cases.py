@@ -6,7 +6,8 @@ import itertools
 from dataclasses import astuple, dataclass
 
 FAMILIES = (
-    "mlp", "lenet", "gpt2", "masked", "unet_skip", "lstm", "moe", "nnx_batchnorm", "bf16",
+    "mlp", "lenet", "gpt2", "shared", "masked", "unet_skip", "lstm", "moe", "nnx_batchnorm",
+    "bf16",
 )  # fmt: skip
 SCHEDULES = ("gpipe", "1f1b", "eager")
 TRANSPORTS = ("memory", "grpc")

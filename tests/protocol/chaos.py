@@ -14,14 +14,18 @@ CHANGES = ("change", "holders")
 
 
 def some_ties(seed: int, layers: int) -> tuple[Tie, ...]:
-    """In every other run a layer lends to one or more later ones."""
+    """In every other run one or two layers lend to one or two later ones each."""
     chance = random.Random(f"ties {seed}")
     if chance.random() < 0.5:
         return ()
-    owner = chance.randrange(layers - 1)
-    later = range(owner + 1, layers)
-    borrowers = chance.sample(later, chance.randint(1, min(2, len(later))))
-    return (Tie(owner_layer=owner, borrower_layers=tuple(sorted(borrowers))),)
+    free, ties = list(range(1, layers)), []
+    for owner in sorted(chance.sample(range(layers - 1), min(chance.randint(1, 2), layers - 1))):
+        later = [layer for layer in free if layer > owner]
+        borrowers = sorted(chance.sample(later, min(chance.randint(1, 2), len(later))))
+        free = [layer for layer in free if layer not in borrowers]
+        if borrowers:
+            ties.append(Tie(owner_layer=owner, borrower_layers=tuple(borrowers)))
+    return tuple(ties)
 
 
 class Chaos:

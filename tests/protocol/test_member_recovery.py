@@ -15,6 +15,7 @@ from crowdmesh_jax.protocol import (
     member,
     member_copies,
     member_install,
+    member_logs,
     messages,
 )
 from crowdmesh_jax.protocol import member_events as me
@@ -336,6 +337,21 @@ def test_tied_leaves_are_lent_anew_when_an_epoch_starts(name, early):
         kinds = [type(action) for action in actions]
         assert (me.Adopt in kinds) == (name == "d2")
         assert state.tied_due == ()
+
+
+def test_lent_values_are_in_a_report_once_all_of_a_step_went_down():
+    """Two layers of the stage above lend to the stage below."""
+    state, _ = fenced(at_work("d1")[1])
+    ties = Tie(owner_layer=0, borrower_layers=(3,)), Tie(owner_layer=1, borrower_layers=(3,))
+    state, _ = tell(state, install(state, "keep", state.version, ties=ties, resend_ties=True))
+    state, _ = member.handle(state, me.Installed(), 0.0)
+    state, _ = tell(state, messages.Resume(run="r1", epoch=2, steps=9))
+    for layer, count in ((0, 0), (1, 1)):
+        tied = messages.Tied(run="r1", epoch=2, step=state.version - 1, layer=layer)
+        state, actions = tell(state, tied, state.upstream or "")
+        assert [type(action) for action in actions[1:3]] == [me.LogFrame, me.SendMessage]
+        logged = [span for span in member_logs.spans(state) if span.direction == "tied"]
+        assert len(logged) == count, "a replay that needs both must not count on one"
 
 
 def test_marks_of_the_base_are_carried_out_before_any_step():

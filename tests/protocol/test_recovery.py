@@ -69,11 +69,11 @@ def test_a_killed_stage_is_replayed_and_nothing_is_lost(victim, seed):
 @pytest.mark.parametrize("victims", [["d0"], ["d1"], ["d2"], ["d3"], ["d0", "d1"], ["d2", "d3"]])
 @pytest.mark.parametrize("seed", range(3))
 def test_stages_that_lend_borrow_or_pass_on_are_replayed(victims, seed):
-    """Layer 1 lends to 4 and 6, across all cuts; a second loss is replayed from the replayer's
-    own logs."""
-    tie = Tie(owner_layer=1, borrower_layers=(4, 6))
+    """Layers 0 and 1 lend across all cuts; a second loss is replayed from the replayer's own
+    logs."""
+    ties = Tie(owner_layer=0, borrower_layers=(2, 5)), Tie(owner_layer=1, borrower_layers=(4, 6))
     crowd = Crowd(
-        stages=4, layers=7, spares=4, copies=2, steps=16, seed=seed, ties=(tie,),
+        stages=4, layers=7, spares=4, copies=2, steps=16, seed=seed, ties=ties,
         terms={"wave_every": 5, "log_steps": 12},
     )  # fmt: skip
     crowd.run(until=lambda: crowd.hub.state.durable > 0)

@@ -4,12 +4,14 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from support.families import family
 
 from crowdmesh_jax.core import PipelinePlan
 from crowdmesh_jax.core.memory import RUNTIME_BYTES
 from crowdmesh_jax.export import build_bundles
 from crowdmesh_jax.model import StagedModel, TrainingJob, losses
 from crowdmesh_jax.runtime.memory import MemoryReport, memory_table, stage_memory
+from crowdmesh_jax.runtime.recovery import logged_bytes
 
 ROWS, IN, MID, OUT = 6, 8, 16, 4
 FLOAT = 4
@@ -70,3 +72,15 @@ def test_the_table_tells_of_each_device_that_reported(made):
             "now_bytes": 300,
         }
     }
+
+
+def test_logs_keep_each_borrowed_leaf_once_down_and_once_up():
+    """In four stages one passes a table on that it borrows itself; in two it is lent once."""
+    shared = family("shared")
+    job = shared.job(optax.sgd(0.1), batch_size=8, microbatches=2)
+    table, frame = FLOAT * 13 * 8, FLOAT * 4 * 5 * 8  # (vocabulary, width), (rows, tokens, width)
+    for stages, sent in ((2, 1), (4, 2)):
+        plan = PipelinePlan.even(4, ["a", "b", "c", "d"][:stages], microbatches=2)
+        bundles = build_bundles(job, plan, *job.microbatch_specs(shared.batch()))
+        manifests = [bundle.manifest for bundle in bundles]
+        assert logged_bytes(manifests, 2) == 2 * sent * frame + 2 * table

@@ -140,6 +140,30 @@ class Recurrent(nn.Module):
         return nn.RNN(nn.OptimizedLSTMCell(x.shape[-1]))(x)
 
 
+class Table(nn.Module):
+    """A vocabulary's table, which `Lookup` owns and `Echo` and `Logits` borrow."""
+
+    width: int = 8
+
+    def setup(self) -> None:
+        self.table = self.param("table", nn.initializers.normal(0.3), (VOCAB, self.width))
+
+
+class Lookup(Table):
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.table[tokens]
+
+
+class Echo(Table):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + nn.tanh(x @ self.table.T) @ self.table
+
+
+class Logits(Table):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.table.T
+
+
 class MoE(nn.Module):
     """Top-k mixture of experts with a skip; sows the balance loss."""
 
@@ -195,6 +219,13 @@ def _unet() -> StagedModel:
     return StagedModel.from_linen(modules, names, name="unet_skip")
 
 
+def _shared() -> StagedModel:
+    names = ["embed", "echo", "mix", "logits"]
+    modules = [Lookup(), Echo(), nn.Dense(8), Logits()]
+    borrows = {name: {"table": ("embed", "table")} for name in ("echo", "logits")}
+    return StagedModel.from_linen(modules, names, borrows=borrows, name="shared")
+
+
 def _lstm() -> StagedModel:
     names = ["embed", "lstm0", "lstm1", "head"]
     modules = [TokenEmbed(), Recurrent(), Recurrent(), nn.Dense(VOCAB)]
@@ -224,6 +255,7 @@ _BUILDERS: dict[str, tuple[Callable[[], StagedModel], Any, Maker, Maker]] = {
     "mlp": (lambda: mlp((8, 8, 8), CLASSES), CROSS_ENTROPY, floats(6), classes),
     "lenet": (lambda: lenet(CLASSES, width=2), CROSS_ENTROPY, floats(8, 8, 1), classes),
     "gpt2": (_transformer, CROSS_ENTROPY, tokens, tokens),
+    "shared": (_shared, CROSS_ENTROPY, tokens, tokens),
     "masked": (lambda: _transformer(tied=False, dropout=0.0), MASKED, tokens, masked_tokens),
     "unet_skip": (_unet, CROSS_ENTROPY, _unet_inputs, classes),
     "lstm": (_lstm, CROSS_ENTROPY, tokens, tokens),

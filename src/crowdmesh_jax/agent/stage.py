@@ -124,7 +124,7 @@ class HeldStage:
         worker = self.worker
         cuts = worker.finish_step({k: v for k, v in below.items() if k in self._lends})
         parts = {k: v for k, v in below.items() if k not in self._lends}
-        parts.update(worker.tied_gradients())
+        parts.update(worker.tied_gradients(below))
         parts.update(cuts)
         self.parts = parts
         if not worker.is_last:

@@ -238,9 +238,18 @@ class StageWorker:
         pair = (total + value, count) if which == "sum" else (total, count + value)
         self.totals.metrics[name] = pair
 
-    def tied_gradients(self) -> dict[Key, Array]:
-        """Summed gradients of borrowed leaves, for their owner, after the last backward."""
-        return {key: value for key, value in self._gradients.items() if key[0] == "tied_grad"}
+    def tied_gradients(self, below: Mapping[Key, Array]) -> dict[Key, Array]:
+        """Summed gradients of borrowed leaves, for their owner, after the last backward.
+
+        Args:
+            below: What the stage below says of the leaves that later stages borrow. Of one that
+                this stage borrows as well the sum goes up: equal orders, equal bits.
+        """
+        own = {key: value for key, value in self._gradients.items() if key[0] == "tied_grad"}
+        return {
+            key: value if key not in below else np.asarray(below[key]) + np.asarray(value)
+            for key, value in own.items()
+        }
 
     def finish_step(self, tied: Mapping[Key, Array] | None = None) -> dict[Key, Array]:
         """After the last backward: adds gradients from borrowers, makes the cut scalars.

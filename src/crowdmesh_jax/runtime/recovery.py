@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..core import PipelinePlan
 from ..errors import InvalidValueError
+from ..programs.manifest import StageManifest
 from ..propagation import ReplicationPolicy
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
@@ -105,6 +106,18 @@ class Recovery:
             return self.log_steps
         fitting = self.log_bytes // max(1, boundary_bytes)
         return max(2 * self.first_wave_every, min(fitting, MOST_LOG_STEPS))
+
+
+def logged_bytes(manifests: Sequence[StageManifest], microbatches: int) -> int:
+    """What logs keep of a step, at most on any device: boundary frames, and of tied leaves the
+    values that go down and the gradients that go up."""
+    frames = max(
+        microbatches * sum(leaf.size_bytes for leaf in (*m.boundary_out, *m.gradient_out))
+        for m in manifests
+    )
+    lent = {leaf.key: leaf.size_bytes for m in manifests for leaf in m.resident
+            if leaf.role == "borrowed"}  # fmt: skip
+    return frames + 2 * sum(lent.values())
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ from .outfit import Outfitter
 from .placing import Placer, copy_room, unprotected
 from .policy import Planner
 from .predict import predict_run
-from .recovery import Recovery, RecoveryEvent
+from .recovery import Recovery, RecoveryEvent, logged_bytes
 from .result import (
     BestEvent,
     CheckpointEvent,
@@ -351,15 +351,8 @@ class Session:
         return copy_room(leaves, self.crew.hellos, names)
 
     def _log_steps(self, recovery: Recovery) -> int:
-        boundary_bytes = 0
-        for bundle in self.bundles:
-            sent = (*bundle.manifest.boundary_out, *bundle.manifest.gradient_out)
-            of_step = self.plan.microbatches * sum(leaf.size_bytes for leaf in sent)
-            boundary_bytes = max(boundary_bytes, of_step)
-        resident = (leaf for bundle in self.bundles for leaf in bundle.manifest.resident)
-        lent_bytes = sum(leaf.size_bytes for leaf in resident if leaf.role == "borrowed")
-        # Values of tied leaves go down, their gradients up.
-        return recovery.logged_steps(boundary_bytes + 2 * lent_bytes)
+        manifests = [bundle.manifest for bundle in self.bundles]
+        return recovery.logged_steps(logged_bytes(manifests, self.plan.microbatches))
 
     def _control_terms(self) -> ControlTerms:
         if self.recovery is None:
