@@ -339,19 +339,23 @@ def test_tied_leaves_are_lent_anew_when_an_epoch_starts(name, early):
         assert state.tied_due == ()
 
 
-def test_lent_values_are_in_a_report_once_all_of_a_step_went_down():
-    """Two layers of the stage above lend to the stage below."""
+def test_lent_values_count_as_logged_once_all_of_a_step_went_down():
+    """Two layers of the stage above lend to the stage below, which asks between the two."""
     state, _ = fenced(at_work("d1")[1])
     ties = Tie(owner_layer=0, borrower_layers=(3,)), Tie(owner_layer=1, borrower_layers=(3,))
     state, _ = tell(state, install(state, "keep", state.version, ties=ties, resend_ties=True))
     state, _ = member.handle(state, me.Installed(), 0.0)
-    state, _ = tell(state, messages.Resume(run="r1", epoch=2, steps=9))
-    for layer, count in ((0, 0), (1, 1)):
-        tied = messages.Tied(run="r1", epoch=2, step=state.version - 1, layer=layer)
+    of: Any = {"run": "r1", "epoch": 2}
+    ask = messages.FetchLog(**of, step=state.version, direction="forward", cut=state.layers.stop)
+    for layer, sent in ((0, []), (1, [0, 1])):
+        tied = messages.Tied(**of, step=state.version - 1, layer=layer)
         state, actions = tell(state, tied, state.upstream or "")
-        assert [type(action) for action in actions[1:3]] == [me.LogFrame, me.SendMessage]
-        logged = [span for span in member_logs.spans(state) if span.direction == "tied"]
-        assert len(logged) == count, "a replay that needs both must not count on one"
+        assert [type(action) for action in actions] == [me.Keep, me.LogFrame, me.SendMessage]
+        spans = [span for span in member_logs.spans(state) if span.direction == "tied"]
+        assert len(spans) == bool(sent), "a replay that needs both must not count on one"
+        after, actions = tell(state, ask, state.downstream or "")
+        assert [action.message.layer for action in actions] == sent
+        assert [each.is_lent for each in after.log_asks] == [bool(sent)]
 
 
 def test_marks_of_the_base_are_carried_out_before_any_step():
