@@ -43,11 +43,10 @@ class ChainRule:
     """Numbers of the rule above: choices, tuned on the tuning seeds of all frozen scenarios
     together, the same everywhere."""
 
-    persistence_s: float = 200.0
-    """tau."""
-    turns: float = 0.05
-    drift_m: float = 0.3
-    """After one second, of an offset."""
+    persistence_s: float = 60.0
+    """tau, where nobody knows for how long devices went straight."""
+    turn_s: float = 10.0
+    """tau where all have just turned: a turn need not change all of a velocity."""
     candidates: int = 11
     """Devices that are looked at, the owners included: those with the best speed and links."""
     gain: float = 0.03
@@ -60,14 +59,16 @@ class ChainRule:
     """A planned stop, without bytes."""
     stage_s: float = 0.2
     """What each stage that moves costs beside: its logs and copies have to be made anew."""
+    fetch_s: float = 5.0
+    """State that who takes over after a loss lacks, on average."""
     recovery_stage_s: float = 10.0
     """The same after a loss: each stage that stays keeps the state of the newest version alive."""
 
     def __post_init__(self) -> None:
-        for name in ("persistence_s", "look_s"):
+        for name in ("persistence_s", "turn_s", "look_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and > 0")
-        for name in ("turns", "drift_m", "gain", "stop_s", "stage_s", "recovery_stage_s"):
+        for name in ("gain", "stop_s", "stage_s", "recovery_stage_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and >= 0")
         if self.candidates < 1:
@@ -113,15 +114,18 @@ class Ahead:
         near = (apart_m**2).sum(axis=-1) <= view.range_m**2
         near &= known[:, None] & known[None]
         np.fill_diagonal(near, False)
-        lasts_s = rule.persistence_s * -np.expm1(-_TIMES_S / rule.persistence_s)
+        tau_s = _persistence_s(view, rule)
+        lasts_s = tau_s * -np.expm1(-_TIMES_S / tau_s)
         way_m = apart_m + relative * lasts_s[:, None, None, None]
         distance_m = np.sqrt((way_m**2).sum(axis=-1))
-        speed2 = (relative**2).sum(axis=-1)
-        variance = (
-            (sd[:, None] ** 2 + sd[None] ** 2) * (lasts_s**2)[:, None, None]
-            + rule.turns**2 * speed2 * (_TIMES_S**2)[:, None, None]
-            + rule.drift_m**2 * _TIMES_S[:, None, None]
+        # Between what the device itself does now and what everybody does: who stands may start.
+        wander2 = (_speed2(view) + np.maximum((velocity**2).sum(axis=1) - 2 * sd**2, 0.0)) / 2
+        parts = _TIMES_S / tau_s
+        spread_s2 = tau_s**2 * np.maximum(
+            2 * parts - 3 + 4 * np.exp(-parts) - np.exp(-2 * parts), 0.0
         )
+        variance = (sd[:, None] ** 2 + sd[None] ** 2) * (lasts_s**2)[:, None, None]
+        variance = variance + (wander2[:, None] + wander2[None]) / 2 * spread_s2[:, None, None]
         sigma_m = np.sqrt(np.maximum(variance, 1e-6))
         score = np.clip(1.702 * (view.range_m - distance_m) / sigma_m, -60, 60)
         # The logistic function is the normal one within 0.01.
@@ -147,10 +151,41 @@ class Ahead:
         )
         return self.chance[after - 1] * (1 - part) + self.chance[after] * part
 
-    def broken_by(self, chain: Rows, seconds: float) -> float:
-        """Rate at which one of its links ends within those seconds."""
-        stays = self.chance_at(seconds)
-        return sum(1 - float(stays[a, b]) for a, b in itertools.pairwise(chain)) / seconds
+    def lasts(self, chains: np.ndarray) -> np.ndarray:
+        """`[chains, times]`: chance that all links of each are there until then."""
+        count = len(self.ids)
+        by_pair = self.chance.reshape(len(_TIMES_S), count * count).T
+        stays = np.ones((len(chains), len(_TIMES_S)))
+        for stage in range(chains.shape[1] - 1):
+            stays *= by_pair[chains[:, stage] * count + chains[:, stage + 1]]
+        return stays
+
+    def lasts_until(self, chain: Rows, seconds: float) -> float:
+        """Chance that all links of a chain are there until then."""
+        return float(np.interp(seconds, _TIMES_S, self.lasts(np.array([chain]))[0]))
+
+
+def _persistence_s(view: PolicyView, rule: ChainRule) -> float:
+    """How long a velocity lasts: the mean time since each device turned last. Of times between
+    turns that have no memory that is the mean too."""
+    seen = view.sightings
+    assert seen is not None
+    if seen.straight_s is None or not seen.known.any():
+        return rule.persistence_s
+    straight_s = seen.straight_s[seen.known]
+    return math.fsum(straight_s) / len(straight_s) + rule.turn_s
+
+
+def _speed2(view: PolicyView) -> float:
+    """Mean square of all speeds, without the noise."""
+    seen = view.sightings
+    assert seen is not None
+    known = seen.known & np.isfinite(seen.velocity_sd_m_per_s)
+    if not known.any():
+        return 0.0
+    squares = (seen.velocities_m_per_s[known] ** 2).sum(axis=1)
+    squares = np.maximum(squares - 2 * seen.velocity_sd_m_per_s[known] ** 2, 0.0)
+    return math.fsum(squares) / len(squares)
 
 
 def _stage_seconds(view: PolicyView, ids: Sequence[str]) -> np.ndarray:
@@ -201,6 +236,7 @@ def best_chain(
     needs_s: np.ndarray,
     ahead_s: np.ndarray,
     slowdown: float,
+    loss_s: float = 0.0,
 ) -> ChainChoice | None:
     """The chain with the lowest g other than the standing one; None where there is none in range.
 
@@ -210,6 +246,7 @@ def best_chain(
             all wait; infinite where it may not have it.
         ahead_s: The same of what goes ahead, while training goes on.
         slowdown: See `Costs`.
+        loss_s: What a loss costs more than a planned stop.
     """
     stages = len(owners)
     fast_s = ahead.stage_s.min()
@@ -232,9 +269,6 @@ def best_chain(
     ways = ways[links_ok]
     if not len(ways):
         return None
-    rate = np.zeros(len(ways))
-    for stage in range(stages - 1):
-        rate += ahead.rate_per_s[ways[:, stage], ways[:, stage + 1]]
     times = np.stack([ahead.stage_s[s, ways[:, s]] for s in range(stages)])
     step = (times.sum(axis=0) + (microbatches - 1) * times.max(axis=0)) / (
         (microbatches + stages - 1) * fast_s
@@ -246,7 +280,24 @@ def best_chain(
     early = np.where(moved, early, 0.0).max(axis=0)
     cost = rule.stop_s + waits + slowdown * early + rule.stage_s * moved.sum(axis=0)
     may = moved.any(axis=0) & np.isfinite(cost)
-    g = np.where(may, step * (1 + np.where(may, cost, 0.0) * rate), np.inf)
+    if not may.any():
+        return None
+    ways, step, cost, early = ways[may], step[may], cost[may], early[may]
+    stays = ahead.lasts(ways)
+    life_s = ((stays[:, 1:] + stays[:, :-1]) / 2 * np.diff(_TIMES_S)).sum(axis=1)
+    if loss_s > 0:
+        if min(owners) >= 0:
+            now = ahead.lasts(np.array([owners]))[0]
+            until = np.interp(rule.look_s + early, _TIMES_S, now)
+            cost = cost + loss_s * (np.interp(rule.look_s, _TIMES_S, now) - until)
+        begun_s = rule.look_s + early + rule.stop_s + waits[may]
+        after = np.searchsorted(_TIMES_S, begun_s).clip(1, len(_TIMES_S) - 1)
+        part = (begun_s - _TIMES_S[after - 1]) / (_TIMES_S[after] - _TIMES_S[after - 1])
+        each = np.arange(len(ways))
+        cost = cost + loss_s * (
+            1 - stays[each, after - 1] * (1 - part) - stays[each, after] * part
+        )
+    g = step * (1 + cost / np.maximum(life_s, 1e-3))
     best = int(np.argmin(g))
     if not math.isfinite(g[best]):
         return None

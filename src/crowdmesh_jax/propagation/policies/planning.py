@@ -31,7 +31,7 @@ def is_safe(view: PolicyView, rule: ChainRule) -> bool:
         return True
     owners = rows_of(ahead, view.plan.devices)
     lead_s = rule.look_s + rule.far_s
-    return min(owners) >= 0 and ahead.broken_by(owners, lead_s) * lead_s <= SAFE
+    return min(owners) >= 0 and ahead.lasts_until(owners, lead_s) >= 1 - SAFE
 
 
 def planned_moves(
@@ -50,11 +50,17 @@ def planned_moves(
     needs_s, ahead_s = _transfers(view, ahead, owners)
     costs, microbatches = view.costs, view.plan.microbatches
 
+    planned_s = rule.stop_s + _worst(needs_s)
+    loss_s = (
+        costs.detect_s + costs.recovery_s + costs.replay_share * interval_s / 2 + rule.fetch_s
+    )
+    more_s = max(0.0, loss_s - planned_s)
+
     def best(allowed_s: np.ndarray) -> ChainChoice | None:
         while True:
             found = best_chain(
                 ahead, rule, microbatches=microbatches, owners=owners, needs_s=allowed_s,
-                ahead_s=ahead_s, slowdown=costs.slowdown,
+                ahead_s=ahead_s, slowdown=costs.slowdown, loss_s=more_s,
             )  # fmt: skip
             full = [] if found is None else _without_room(view, ahead, owners, found.chain)
             if not full:
@@ -72,14 +78,10 @@ def planned_moves(
         if again is not None and again.chain == under_way and again.g <= choice.g + KEEPS:
             choice = again
     chain, best_g, early_s = choice.chain, choice.g, choice.ahead_s
-    planned_s = rule.stop_s + float(max(needs_s[s, row] for s, row in enumerate(chain)))
-    loss_s = (
-        costs.detect_s + costs.recovery_s + costs.replay_share * interval_s / 2
-        + float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
-    )  # fmt: skip
     lead_s = rule.look_s + early_s
     stays = step_share(ahead, owners, microbatches)
-    danger = ahead.broken_by(owners, lead_s) * max(0.0, loss_s - planned_s)
+    now, later = (ahead.lasts_until(owners, s) for s in (lead_s, lead_s + rule.look_s))
+    danger = more_s * (1 - later / max(now, 1e-9)) / rule.look_s
     if stays * (1 + danger) <= best_g + rule.gain:
         return ()
     lives_s = [1 / float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(owners)]
@@ -127,6 +129,10 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
         ahead_s=np.zeros_like(needs_s), slowdown=view.costs.slowdown,
     )  # fmt: skip
     return None if choice is None else tuple(ahead.ids[row] for row in choice.chain)
+
+
+def _worst(needs_s: np.ndarray) -> float:
+    return float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
 
 
 def _rate(view: PolicyView) -> float:
