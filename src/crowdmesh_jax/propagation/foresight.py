@@ -47,6 +47,10 @@ class ChainRule:
     """tau, where nobody knows for how long devices went straight."""
     turn_s: float = 10.0
     """tau where all have just turned: a turn need not change all of a velocity."""
+    returns: float = 0.6
+    """How much less likely a link is never to end than to be there at the end, where all turn."""
+    missed: float = 0.2
+    """Share of links' ends that no move comes before, of those that are not near yet."""
     candidates: int = 11
     """Devices that are looked at, the owners included: those with the best speed and links."""
     gain: float = 0.03
@@ -129,7 +133,11 @@ class Ahead:
         sigma_m = np.sqrt(np.maximum(variance, 1e-6))
         score = np.clip(1.702 * (view.range_m - distance_m) / sigma_m, -60, 60)
         # The logistic function is the normal one within 0.01.
-        chance = np.minimum.accumulate(1 / (1 + np.exp(-score)), axis=0) * near
+        # Who turns now and then may be out of range between two moments in range.
+        turned = 1 - lasts_s / np.maximum(_TIMES_S, 1e-9)
+        turned[0] = 0.0
+        inside = (1 / (1 + np.exp(-score))) ** (1 + rule.returns * turned)[:, None, None]
+        chance = np.minimum.accumulate(inside, axis=0) * near
         steps_s = np.diff(_TIMES_S)[:, None, None]
         life_s = ((chance[1:] + chance[:-1]) / 2 * steps_s).sum(axis=0)
         stage_s = _stage_seconds(view, [view.ids[i] for i in order])
@@ -216,6 +224,31 @@ def _orders(candidates: int, stages: int) -> np.ndarray:
     return np.array(list(itertools.permutations(range(candidates), stages)), np.int64)
 
 
+def rate_of(
+    lasts: np.ndarray, cost_s: np.ndarray | float, lead_s: np.ndarray, loss_s: float, missed: float
+) -> np.ndarray:
+    """Seconds that chains cost beside each second on them, if they are kept as long as pays.
+
+    A link that ends before a move could be through is a loss; of those that end later the missed
+    share is. `min over T of (cost + loss ((1 - S(lead)) + missed (S(lead) - S(T)))) / int_0^T S`.
+
+    Args:
+        lasts: `[chains, times]`: S.
+        cost_s: What changing to each costs.
+        lead_s: `[chains]`: before that nobody can leave it as planned.
+    """
+    after = np.searchsorted(_TIMES_S, lead_s).clip(1, len(_TIMES_S) - 1)
+    part = (lead_s - _TIMES_S[after - 1]) / (_TIMES_S[after] - _TIMES_S[after - 1])
+    each = np.arange(len(lasts))
+    led = lasts[each, after - 1] * (1 - part) + lasts[each, after] * part
+    kept_s = np.cumsum((lasts[:, 1:] + lasts[:, :-1]) / 2 * np.diff(_TIMES_S), axis=1)
+    lost = (1 - led)[:, None] + missed * np.maximum(0.0, led[:, None] - lasts[:, 1:])
+    first = np.asarray(cost_s)
+    rate = (first[..., None] + loss_s * lost) / np.maximum(kept_s, 1e-3)
+    rate[_TIMES_S[None, 1:] < lead_s[:, None]] = np.inf
+    return rate.min(axis=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainChoice:
     """The best chain to change to."""
@@ -283,21 +316,12 @@ def best_chain(
     if not may.any():
         return None
     ways, step, cost, early = ways[may], step[may], cost[may], early[may]
-    stays = ahead.lasts(ways)
-    life_s = ((stays[:, 1:] + stays[:, :-1]) / 2 * np.diff(_TIMES_S)).sum(axis=1)
-    if loss_s > 0:
-        if min(owners) >= 0:
-            now = ahead.lasts(np.array([owners]))[0]
-            until = np.interp(rule.look_s + early, _TIMES_S, now)
-            cost = cost + loss_s * (np.interp(rule.look_s, _TIMES_S, now) - until)
-        begun_s = rule.look_s + early + rule.stop_s + waits[may]
-        after = np.searchsorted(_TIMES_S, begun_s).clip(1, len(_TIMES_S) - 1)
-        part = (begun_s - _TIMES_S[after - 1]) / (_TIMES_S[after] - _TIMES_S[after - 1])
-        each = np.arange(len(ways))
-        cost = cost + loss_s * (
-            1 - stays[each, after - 1] * (1 - part) - stays[each, after] * part
-        )
-    g = step * (1 + cost / np.maximum(life_s, 1e-3))
+    if min(owners) >= 0:
+        now = ahead.lasts(np.array([owners]))[0]
+        until = np.interp(rule.look_s + early, _TIMES_S, now)
+        cost = cost + loss_s * (np.interp(rule.look_s, _TIMES_S, now) - until)
+    begun_s = rule.look_s + early + rule.stop_s + waits[may]
+    g = step * (1 + rate_of(ahead.lasts(ways), cost, begun_s, loss_s, rule.missed))
     best = int(np.argmin(g))
     if not math.isfinite(g[best]):
         return None

@@ -19,6 +19,7 @@ from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
 from .planning import is_safe, planned_moves, successors
+from .spreading import spread
 
 LEAST_HORIZON_S = 30.0
 HOLDERS = 8
@@ -53,6 +54,8 @@ class MobilityPolicy:
     """None: no hand-overs; every departure is then a loss."""
     chain: ChainRule | None = field(default_factory=ChainRule)
     """Where places are known: hand-overs of one or several stages by this rule instead."""
+    spread: bool = True
+    """Whether second holders are those that never had the stage, while there are such in range."""
     doubles: int = 3
     interval_scale: float = 1.0
     exact_nodes: int = EXACT_NODES
@@ -94,6 +97,8 @@ class MobilityPolicy:
             for index in range(len(view.plan.stages))
         ]
         placement = self._placed(outlook, prospects, horizon_s)
+        if self.spread and ahead is not None:
+            placement = spread(view, ahead, placement)
         hops = [
             (stage.device, device, copy_bytes(view.profile, stage.first_layer, stage.last_layer))
             for stage, seats in zip(view.plan.stages, placement.seats, strict=True)
@@ -279,6 +284,8 @@ class MobilityPolicy:
                                 f"there in {horizon_s:.0f} s with"
                                 f" {by_device[DeviceId(device)].presence:.0%}, speed"
                                 f" {by_device[DeviceId(device)].speed:.2f} of the fastest"
+                                if device in by_device
+                                else "has nothing of the stage yet, and may have to run it"
                             ),
                         )
                         for device, keep in seats

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core import DeviceId
 from ..budget import copy_bytes, hosted_bytes, stage_need
-from ..foresight import Ahead, ChainChoice, ChainRule, Rows, best_chain, rows_of, step_share
+from ..foresight import Ahead, ChainChoice, ChainRule, Rows, best_chain, rate_of, rows_of, step_share
 from ..handover import Handover
 from ..policy import PolicyView
 
@@ -80,8 +80,9 @@ def planned_moves(
     chain, best_g, early_s = choice.chain, choice.g, choice.ahead_s
     lead_s = rule.look_s + early_s
     stays = step_share(ahead, owners, microbatches)
-    now, later = (ahead.lasts_until(owners, s) for s in (lead_s, lead_s + rule.look_s))
-    danger = more_s * (1 - later / max(now, 1e-9)) / rule.look_s
+    danger = float(
+        rate_of(ahead.lasts(np.array([owners])), 0.0, np.array([lead_s]), more_s, rule.missed)[0]
+    )
     if stays * (1 + danger) <= best_g + rule.gain:
         return ()
     lives_s = [1 / float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(owners)]
