@@ -34,6 +34,8 @@ import numpy as np
 from ..errors import InvalidValueError
 from .policy import PolicyView
 
+LOOK_AT = 256
+"""Chains that are worked out at once."""
 _TIMES_S = np.array([0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0])
 Rows = tuple[int, ...]
 
@@ -315,18 +317,29 @@ def best_chain(
     may = moved.any(axis=0) & np.isfinite(cost)
     if not may.any():
         return None
-    ways, step, cost, early = ways[may], step[may], cost[may], early[may]
+    ways, step, cost, early, waits = ways[may], step[may], cost[may], early[may], waits[may]
     if min(owners) >= 0:
         now = ahead.lasts(np.array([owners]))[0]
         until = np.interp(rule.look_s + early, _TIMES_S, now)
         cost = cost + loss_s * (np.interp(rule.look_s, _TIMES_S, now) - until)
-    begun_s = rule.look_s + early + rule.stop_s + waits[may]
-    g = step * (1 + rate_of(ahead.lasts(ways), cost, begun_s, loss_s, rule.missed))
-    best = int(np.argmin(g))
-    if not math.isfinite(g[best]):
+    begun_s = rule.look_s + early + rule.stop_s + waits
+    # No g is below its step: what is slower than the best g so far need not be looked at.
+    order = np.argsort(step, kind="stable")
+    best, best_g = -1, math.inf
+    for first in range(0, len(order), LOOK_AT):
+        some = order[first : first + LOOK_AT]
+        if step[some[0]] > best_g:
+            break
+        g = step[some] * (
+            1 + rate_of(ahead.lasts(ways[some]), cost[some], begun_s[some], loss_s, rule.missed)
+        )
+        lowest = int(np.argmin(g))
+        if g[lowest] < best_g:
+            best, best_g = int(some[lowest]), float(g[lowest])
+    if best < 0:
         return None
     return ChainChoice(
-        chain=tuple(int(v) for v in ways[best]), g=float(g[best]), ahead_s=float(early[best])
+        chain=tuple(int(v) for v in ways[best]), g=best_g, ahead_s=float(early[best])
     )
 
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...core import DeviceId
+from ...core import DeviceId, Stage
 from ..budget import copy_bytes, hosted_bytes, stage_need
 from ..foresight import Ahead, ChainChoice, ChainRule, Rows, best_chain, rate_of, rows_of, step_share
 from ..handover import Handover
 from ..policy import PolicyView
+from ..report import Holding
 
 KEEPS = 0.03
 """Moves under way are left for others only where g is lower by more than this."""
@@ -114,7 +115,7 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
     owners = rows_of(ahead, view.plan.devices)
     needs_s, _ = _transfers(view, ahead, owners)
     for index, stage in enumerate(view.plan.stages):
-        held = [h for h in view.holdings if all(h.has(layer) for layer in stage.layers)]
+        held = [h for h in view.holdings if holds(h, stage)]
         newest = max((h.version for h in held), default=-1)
         fresh = {h.device for h in held if h.version == newest}
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
@@ -130,6 +131,13 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
         ahead_s=np.zeros_like(needs_s), slowdown=view.costs.slowdown,
     )  # fmt: skip
     return None if choice is None else tuple(ahead.ids[row] for row in choice.chain)
+
+
+def holds(holding: Holding, stage: Stage) -> bool:
+    """Whether it is of all the stage's layers."""
+    return (
+        holding.first_layer <= stage.first_layer and stage.last_layer <= holding.last_layer
+    )
 
 
 def _worst(needs_s: np.ndarray) -> float:
@@ -148,7 +156,7 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
     rate = _rate(view)
     for index, stage in enumerate(view.plan.stages):
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
-        has = {h.device for h in view.holdings if all(h.has(layer) for layer in stage.layers)}
+        has = {h.device for h in view.holdings if holds(h, stage)}
         for row, name in enumerate(ahead.ids):
             if row == owners[index]:
                 needs_s[index, row] = 0.0

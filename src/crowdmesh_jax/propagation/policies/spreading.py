@@ -13,6 +13,7 @@ from ..budget import copy_bytes, rooms
 from ..foresight import Ahead, rows_of
 from ..policy import PolicyView
 from ..seats import Placement, Seat
+from .planning import holds
 
 THERE_S = 15.0
 """A whole copy is through by then."""
@@ -37,7 +38,7 @@ def spread(view: PolicyView, ahead: Ahead, placement: Placement) -> Placement:
         made.append(seats)
         if len(seats) < 2 or rows[index] < 0:
             continue
-        has = {h.device for h in view.holdings if all(h.has(layer) for layer in stage.layers)}
+        has = {h.device for h in view.holdings if holds(h, stage)}
         apart = [stage.device, *(device for device, _ in seats[:-1])]
         found = [
             (float(ahead.stage_s[index, row]), name)
