@@ -1,24 +1,27 @@
 """Where the pipeline should go next: chains of devices by their step and by how long they last.
 
-A chain c of devices, one a stage, each in range of the next, is left when one of its links ends.
-Changing costs K seconds, whatever the number of stages that move, as they move at one stop. Over
-its life of L(c) seconds a new chain costs, per second of work,
+A chain c of devices, one a stage, each in range of the next, is left when one of its links ends, or
+before. Changing costs K seconds, whatever the number of stages that move, as they move at one stop.
+Let t be a chain's step time over that of the fastest devices, S(T) the chance that all its links
+last T seconds, A the time until a move away from it could be through, and X what a loss costs more
+than a planned stop. Kept for T seconds, a chain costs, per second of work,
 
-    g(c) = t(c) (1 + K / L(c))
+    g = t (1 + (K + X (1 - S(A) + m (S(A) - S(T)))) / int_0^T S)
 
-with t(c) its step time over that of the fastest chain. The standing chain's K is spent, so it is
-left when g of the best other chain is lower than what staying costs now, t (1 + h (loss - K)): its
-time, and the rate h at which a link breaks before a hand-over is through, times what an unplanned
-loss costs more than a planned one. One rule for departures, better places and faster devices.
+where m is the share of later ends that no move comes before. T is the one with the lowest g. The
+standing chain's K is spent; it is left when the best g with K is lower than its own without. One
+rule for departures, better places and faster devices.
 
 **Links.** Seen at offset p with relative velocity w, after H seconds
 
     distance = |p + w tau (1 - exp(-H / tau))|
-    sigma^2  = 2 (sd tau (1 - exp(-H / tau)))^2 + (turns |w| H)^2 + (drift sqrt(H))^2
+    sigma^2  = 2 (sd tau (1 - exp(-H / tau)))^2 + u^2 tau^2 (2x - 3 + 4 exp(-x) - exp(-2x))
 
-tau: how long a velocity lasts; sd: the error of each velocity. P(in range) = Phi((range -
-distance) / sigma), and the life of a link is the integral of P. Of a chain, the rates of its links
-add up.
+with x = H / tau: velocities that are forgotten at rate 1 / tau (Ornstein-Uhlenbeck). sd is the
+error of each velocity, u^2 the mean square of a speed, half the device's own and half everybody's.
+tau is learned: the mean time for which devices have gone straight. P(in range) = Phi((range -
+distance) / sigma), to a power above 1 where velocities are forgotten, since a link may end and be
+there again. That a chain's links last is the product.
 """
 
 from __future__ import annotations
@@ -67,14 +70,17 @@ class ChainRule:
     """What each stage that moves costs beside: its logs and copies have to be made anew."""
     fetch_s: float = 5.0
     """State that who takes over after a loss lacks, on average."""
+    far_share: float = 0.1
+    """Rate to who is out of range, of that in range."""
     recovery_stage_s: float = 10.0
     """The same after a loss: each stage that stays keeps the state of the newest version alive."""
 
     def __post_init__(self) -> None:
-        for name in ("persistence_s", "turn_s", "look_s"):
+        for name in ("persistence_s", "turn_s", "look_s", "far_share"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and > 0")
-        for name in ("gain", "stop_s", "stage_s", "recovery_stage_s"):
+        for name in ("returns", "missed", "gain", "far_s", "stop_s", "stage_s", "fetch_s",
+                     "recovery_stage_s"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and >= 0")
         if self.candidates < 1:

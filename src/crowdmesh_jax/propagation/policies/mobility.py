@@ -22,6 +22,8 @@ from .planning import is_safe, planned_moves, successors
 from .spreading import spread
 
 LEAST_HORIZON_S = 30.0
+AHEAD_S = 60.0
+"""Over so long departures count for the interval, where places are known."""
 HOLDERS = 8
 """Devices that placement looks at for each stage, where all are in sight."""
 
@@ -147,10 +149,8 @@ class MobilityPolicy:
             leave.append(max(learned - crashes, seen))
         if ahead is not None:
             rows = rows_of(ahead, view.plan.devices)
-            leave += [
-                float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(rows)
-                if min(a, b) >= 0
-            ]  # fmt: skip
+            if min(rows) >= 0:
+                leave.append((1 - ahead.lasts_until(rows, AHEAD_S)) / AHEAD_S)
         missed = 1.0 if self.handover is None else self.missed_share
         return loss_rate_per_s(crash, leave, missed_share=missed)
 
@@ -285,7 +285,7 @@ class MobilityPolicy:
                                 f" {by_device[DeviceId(device)].presence:.0%}, speed"
                                 f" {by_device[DeviceId(device)].speed:.2f} of the fastest"
                                 if device in by_device
-                                else "has nothing of the stage yet, and may have to run it"
+                                else "has nothing of it yet, and may have to run it"
                             ),
                         )
                         for device, keep in seats

@@ -113,22 +113,30 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
     if ahead is None:
         return None
     owners = rows_of(ahead, view.plan.devices)
-    needs_s, _ = _transfers(view, ahead, owners)
+    needs_s, ahead_s = _transfers(view, ahead, owners)
+    needs_s = needs_s + ahead_s * (1 - view.costs.changed_share)  # nothing can go ahead now
+    rate = _rate(view)
     for index, stage in enumerate(view.plan.stages):
+        if index not in lost:
+            continue
         held = [h for h in view.holdings if holds(h, stage)]
         newest = max((h.version for h in held), default=-1)
+        old = {h.device for h in held}
         fresh = {h.device for h in held if h.version == newest}
+        sources = [row for row, name in enumerate(ahead.ids) if name in fresh]
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
-        rate = _rate(view)
         for row, name in enumerate(ahead.ids):
-            if index in lost and row != owners[index]:
-                old = any(h.device == name for h in held)
-                part = view.costs.changed_share if old else 1.0
-                needs_s[index, row] = 0.0 if name in fresh else part * size / rate
-    kept = replace(rule, stage_s=rule.recovery_stage_s)
+            if row == owners[index]:
+                continue
+            part = view.costs.changed_share if name in old else 1.0
+            near = rate if ahead.near[row, sources].any() else rate * rule.far_share
+            needs_s[index, row] = 0.0 if name in fresh else part * size / near
+    costs = view.costs
     choice = best_chain(
-        ahead, kept, microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
-        ahead_s=np.zeros_like(needs_s), slowdown=view.costs.slowdown,
+        ahead, replace(rule, stage_s=rule.recovery_stage_s),
+        microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
+        ahead_s=np.zeros_like(needs_s), slowdown=costs.slowdown,
+        loss_s=costs.detect_s + costs.recovery_s + rule.fetch_s,
     )  # fmt: skip
     return None if choice is None else tuple(ahead.ids[row] for row in choice.chain)
 

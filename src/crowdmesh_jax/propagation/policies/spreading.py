@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from ...core import DeviceId
 from ..budget import copy_bytes, rooms
 from ..foresight import Ahead, rows_of
@@ -40,10 +42,12 @@ def spread(view: PolicyView, ahead: Ahead, placement: Placement) -> Placement:
             continue
         has = {h.device for h in view.holdings if holds(h, stage)}
         apart = [stage.device, *(device for device, _ in seats[:-1])]
+        slowest_s = float(np.median(ahead.stage_s[index]))
         found = [
             (float(ahead.stage_s[index, row]), name)
             for row, name in enumerate(ahead.ids)
-            if name not in has
+            if ahead.stage_s[index, row] <= slowest_s
+            and name not in has
             and name not in apart
             and stays[rows[index], row] >= LIKELY
             and free[DeviceId(name)] >= held[index]
