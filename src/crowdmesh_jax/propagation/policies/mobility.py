@@ -41,6 +41,7 @@ class MobilityPolicy:
       count with `missed_share`, since the others are handed over.
     - **Stickiness**: where a holder stands, the presence of others is divided by `stick`, so that
       copies do not move for a trifle: a new holder needs all bytes, an old one what changed.
+    - **Newcomers**: where places are known and a stage has several copies, see `spreading`.
     - **Hand-over**: see `handover`; the target is a device without a stage that has room for it.
 
     The numbers are choices of ours, untuned; all but `interval_scale` are the same everywhere.
