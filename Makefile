@@ -37,7 +37,7 @@ survival: $(VENV)/.dev  ## a hundred runs in which devices are killed; goes on w
 
 # In the order of their length. `drift` (docs/exactness.md) has a target of its own.
 BENCHMARKS := mobility machines codec transport kernels stage_split pipeline prediction
-BENCHMARKS += torch_pipeline memory recovery startup presets solvers partition replication_policies coalitions
+BENCHMARKS += torch_pipeline memory recovery startup presets solvers partition departures replication_policies coalitions
 
 bench: $(VENV)/.dev $(VENV)-bench/.torch  ## benchmarks; results go into benchmarks/results and docs
 	@missed=""; for name in $(BENCHMARKS); do \

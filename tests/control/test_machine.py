@@ -4,52 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from policy_world import PARTY, PLAN, Policy, solved
 
 from crowdmesh_jax import control
 from crowdmesh_jax.core import PipelinePlan
 from crowdmesh_jax.errors import FormatError, InvalidValueError
-from crowdmesh_jax.protocol import OwnersNeed
-from crowdmesh_jax.protocol.owners import ring_holders
-
-PARTY = ("d0", "d1", "d2", "s0", "s1")
-PLAN = PipelinePlan.even(6, ["d0", "d1", "d2"], microbatches=4)
-KEYS = ("k0", "k1", "k2")
-
-
-class Policy:
-    """The machine with a clock, and what it wanted since the last look."""
-
-    def __init__(self, party: Any = PARTY, plan: PipelinePlan = PLAN, **terms: Any) -> None:
-        self.state = control.ControlState(terms=control.ControlTerms(**terms))
-        self.now_s = 0.0
-        self.entries: list[Any] = []
-        self.party, self.plan = party, plan
-
-    def tell(self, event: Any, after_s: float = 0.0) -> list[Any]:
-        self.now_s += after_s
-        self.state, actions = control.handle(self.state, event, self.now_s)
-        self.entries.append((self.now_s, event, actions))
-        return list(actions)
-
-    def running(self, **changes: Any) -> list[Any]:
-        fields: dict[str, Any] = {
-            "epoch": 1, "plan": self.plan, "party": self.party, "step": 0, "steps": 1000,
-            "keys": KEYS, "holders": ring_holders(self.plan, self.party, copies=1),
-        }  # fmt: skip
-        return self.tell(control.Running(**{**fields, **changes}))
-
-    def need(self, lost: tuple[int, ...] = (), gone: tuple[str, ...] = (), **more: Any) -> Any:
-        devices = tuple(d for d in self.party if d not in gone)
-        need = OwnersNeed(epoch=2, plan=self.plan, lost_stages=lost, devices=devices, **more)
-        return self.tell(control.OwnersNeeded(need=need, keys=KEYS[: len(self.plan.stages)]))
-
-
-def solved(devices: Any, plan: PipelinePlan | None, **more: Any) -> control.PlanSolved:
-    keys = tuple(f"{d}-new" for d in plan.devices) if plan else ()
-    return control.PlanSolved(devices=tuple(devices), plan=plan, keys=keys, **more)
 
 
 def test_idle_devices_compile_what_they_hold_first_and_nothing_twice():
@@ -71,6 +32,21 @@ def test_a_lost_stage_goes_to_the_spare_that_has_copy_and_programs():
     (answer,) = policy.need((1,), ("d1",), copies_of={"s0": (1,), "s1": (1,)})
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
     assert answer.epoch == 2
+
+
+def test_who_takes_over_has_its_copies_away_from_its_own_hazards():
+    policy = Policy(hazards={"s0": ("van",), "s1": ("van",)})
+    policy.running()
+    (answer,) = policy.need((1,), ("d1",), copies_of={"s0": (1,)})
+    assert answer.choice.plan.devices == ("d0", "s0", "d2")
+    assert [entry.devices for entry in answer.choice.holders] == [("s1",), ("d2",), ("s1",)]
+    van = Policy(hazards={"d0": ("van",), "s0": ("van",)})
+    van.running()
+    van.tell(control.ProgramCompiled(device="s1", key="k1"))
+    van.tell(control.Departing(device="d1", leaves_in_s=1.0))
+    (answer,) = van.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "s1", "d2")
+    assert [entry.devices for entry in answer.choice.holders] == [("s1",), ("s0",), ("s0",)]
 
 
 def test_without_spares_plans_for_each_loss_are_made_one_by_one_and_used():
@@ -152,11 +128,12 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     policy = Policy()
     policy.running()
     policy.tell(control.ProgramCompiled(device="s1", key="k1"))
+    policy.tell(control.CopyStored(device="s1", first_layer=2, last_layer=3, version=0))
     assert policy.tell(control.Departing(device="d1", leaves_in_s=10.0)) == []
     assert policy.tell(control.Tick(), 7.5) == []
     (ask,) = policy.tell(control.Tick(), 1.0)
     assert isinstance(ask, control.AskChange)
-    assert "d1 hands stage 1 over to s1 (it holds a copy)" in ask.reason
+    assert "d1 hands stage 1 over to s1 (it holds a copy of version 0)" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
 
@@ -213,12 +190,27 @@ def test_who_is_leaving_takes_nothing_over():
     assert answer.choice.plan.devices == ("d0", "s1", "d2"), "better than to stand still"
 
 
+def test_who_has_handed_over_and_leaves_is_given_no_copies():
+    """It is idle until it goes, and idle devices come first; its copies would go with it."""
+    policy = Policy(party=("d0", "d1", "d2", "s0"))
+    policy.running()
+    policy.tell(control.ProgramCompiled(device="s0", key="k1"))
+    policy.tell(control.Departing(device="d1", leaves_in_s=1.0))
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "s0", "d2")
+    holders = {device for entry in answer.choice.holders for device in entry.devices}
+    assert holders == {"d0", "s0", "d2"}
+
+
 def test_what_was_told_can_be_told_again_from_its_plain_form():
     policy = Policy()
     policy.running()
     policy.tell(control.Departing(device="d1", leaves_in_s=1.0))
     policy.need(is_still=True)
     policy.tell(control.Joined(device="n0"))
+    policy.tell(control.CopyStored(device="s1", first_layer=2, last_layer=3, version=0))
+    policy.tell(control.CopyGone(device="s1", first_layer=2))
+    policy.tell(control.TransferFailed(device="s1", reason="late"))
     policy.tell(control.Tick(), 3.0)
     again = control.ControlState()
     for now_s, event, actions in policy.entries:
@@ -232,5 +224,7 @@ def test_what_was_told_can_be_told_again_from_its_plain_form():
 def test_bad_terms_and_unknown_entries_are_refused():
     with pytest.raises(InvalidValueError, match="copies and worth"):
         control.ControlTerms(copies=0)
+    with pytest.raises(InvalidValueError, match="doubles must be >= 0, got -1"):
+        control.ControlTerms(doubles=-1)
     with pytest.raises(FormatError, match="unknown kind"):
         control.entry_from_plain({"kind": "Nothing"})

@@ -5,10 +5,23 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from crowdmesh_jax.protocol import Tie
+
 from .crowd import Crowd
 
 FAULTS = ("kill", "suspect", "freeze", "restart", "crash_hub")
 CHANGES = ("change", "holders")
+
+
+def some_ties(seed: int, layers: int) -> tuple[Tie, ...]:
+    """In every other run a layer lends to one or more later ones."""
+    chance = random.Random(f"ties {seed}")
+    if chance.random() < 0.5:
+        return ()
+    owner = chance.randrange(layers - 1)
+    later = range(owner + 1, layers)
+    borrowers = chance.sample(later, chance.randint(1, min(2, len(later))))
+    return (Tie(owner_layer=owner, borrower_layers=tuple(sorted(borrowers))),)
 
 
 class Chaos:
@@ -27,6 +40,7 @@ class Chaos:
             "snapshot_every": pick((None, None, 2, 3)),
             "terms": {"wave_every": pick((1, 2, 3)), "log_steps": pick((2, 4, 8))},
         }
+        sizes["ties"] = some_ties(seed, sizes["stages"] + 1)
         self.crowd = Crowd(seed=seed, **{**sizes, **crowd})
         self.kinds = kinds
         # A step takes some 3 virtual seconds.

@@ -78,7 +78,7 @@ class Crowd:
         self.damage = 0.0
         """Share of copies that are damaged when they come, or are read."""
         self.rollbacks = Rollbacks()
-        self.reference = Reference(layers, microbatches, self.rollbacks)
+        self.reference = Reference(layers, microbatches, self.rollbacks, start.get("ties", ()))
         self.now_s, self.sequence, self.events = 0.0, 0, 0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.last_s: dict[tuple[str, str, str], float] = {}
@@ -337,9 +337,6 @@ class Hub:
         last = self.records[-1] if self.records else None
         if isinstance(last, records.Halted):
             self.fault = last.fault
-            return
-        if isinstance(last, records.Finish):
-            self.completed = last.version
             return
         if not any(plain["kind"] == "Decision" for plain in self.journal):
             self.journal.clear()  # nothing was promised yet

@@ -28,6 +28,8 @@ class CrowdMember:
         self.slots: dict[Slot, Any] = {}
         self.logged: set[Slot] = set()
         self.layers: dict[int, toy.State] = {}
+        self.borrowed: dict[int, int] = {}
+        """Lending layer of another stage -> its parameters, as they came last."""
         self.version = 0
         self.copies: dict[tuple[int, int, int, int], tuple[dict[int, toy.State], int | None]] = {}
         self.incomplete: dict[tuple[str, Any], Any] = {}
@@ -37,6 +39,8 @@ class CrowdMember:
 
     def drop_gradient(self) -> None:
         self.gradients: dict[int, int] = {}
+        self.partials: dict[tuple[int, int], int] = {}
+        """(lending layer here, borrowing layer) -> gradient, once the step is full."""
         self.counted: list[int] = []
         self.work: dict[int, int] = {}
         self.seen: dict[int, list[int]] = {}
@@ -127,7 +131,7 @@ class CrowdMember:
             case me.LogFrame(slots=slots):
                 self.logged |= set(slots)
             case me.DropLogs(step=step):
-                gone = {s for s in self.logged if s.step < step}
+                gone = {s for s in self.logged if s.step + (s.kind == "tied") < step}
                 self.logged -= gone
                 self.slots = {
                     s: v
@@ -203,6 +207,10 @@ class CrowdMember:
                 if verdict is not None:
                     self.slots.setdefault(verdict_slot(source.copy.version - 1), verdict)
             self.layers, self.version = found, version
+            self.borrowed = {}
+            if version == 0:
+                self.borrowed = {tie.owner_layer: toy.initial(tie.owner_layer)[0]
+                                 for tie in install.ties}  # fmt: skip
         assert set(self.layers) == set(layers)
         wanted = install.base - (install.action == "apply")
         if install.action != "restore":
@@ -242,13 +250,24 @@ class CrowdMember:
                     self.backward(step, microbatch)
                 return me.OpDone(kind=kind, step=step, microbatch=microbatch)
             case me.FinishStep(step=step):
-                parts = {layer: toy.mix(47, g) for layer, g in self.gradients.items()}
-                below = self.slots.get(Slot(kind="parts_below", step=step), {})
-                self.slots[Slot(kind="parts", step=step)] = {**parts, **below}
+                parts: dict[Any, int] = {
+                    layer: toy.mix(47, g) for layer, g in self.gradients.items()
+                }
+                for layer, owner in self.crowd.reference.owners.items():
+                    if layer in self.gradients:
+                        parts[owner, layer] = self.gradients[layer]
+                parts |= self.slots.get(Slot(kind="parts_below", step=step), {})
+                self.slots[Slot(kind="parts", step=step)] = parts
+                self.partials = {
+                    key: gradient
+                    for key, gradient in parts.items()
+                    if isinstance(key, tuple) and key[0] in self.layers
+                }
                 values = {"loss": float(step)} if self.state.is_last else {}
                 return me.StepFinished(step=step, values=values)
             case me.Reduce(step=step):
-                parts = self.slots[Slot(kind="parts", step=step)]
+                all_parts = self.slots[Slot(kind="parts", step=step)]
+                parts = {k: v for k, v in all_parts.items() if isinstance(k, int)}
                 assert len(parts) == self.crowd.plan.num_layers, "R1: all parts are here"
                 self.slots[verdict_slot(step)] = toy.verdict_of(parts)
                 return me.Reduced(step=step)
@@ -259,18 +278,49 @@ class CrowdMember:
                 self.crowd.check_commit(self, step)
                 verdict = self.slots[verdict_slot(step)]
                 self.layers = {
-                    layer: toy.update(state, self.gradients[layer], self.work[layer], verdict)
+                    layer: toy.update(state, self.gradient(layer), self.work[layer], verdict)
                     for layer, state in self.layers.items()
                 }
+                self.lend(step)
                 self.version = step + 1
                 self.drop_gradient()
                 self.crowd.check_state(self.name, self.layers, self.version, self.state.active)
                 return me.Applied(step=step)
+            case me.LendTied(step=step):
+                assert step == self.version - 1
+                self.lend(step)
+                return me.TiedLent(step=step)
+            case me.Adopt(step=step, layer=layer):
+                assert step == self.version - 1, "I4: lent for this version"
+                self.borrowed[layer] = self.slots[Slot(kind="tied", step=step, layer=layer)]
+                return None
             case me.Snapshot(version=version, layer=layer):
                 assert version == self.version
                 self.slots[Slot(kind="state", step=version, layer=layer)] = dict(self.layers)
                 return me.Snapshotted(version=version)
         raise AssertionError(action)
+
+    def lend(self, step: int) -> None:
+        for tie in self.crowd.begin.ties:
+            if tie.owner_layer in self.layers:
+                slot = Slot(kind="tied", step=step, layer=tie.owner_layer)
+                self.slots[slot] = self.layers[tie.owner_layer][0]
+
+    def gradient(self, layer: int) -> int:
+        """Summed, with those of the layers that borrow it."""
+        lenders = set(self.crowd.reference.owners.values())
+        if layer not in lenders:
+            return self.gradients[layer]
+        partials = {b: g for (owner, b), g in self.partials.items() if owner == layer}
+        return toy.merge(self.gradients[layer], partials)
+
+    def used(self, layer: int) -> toy.State:
+        """What a layer computes with."""
+        owner = self.crowd.reference.owners.get(layer)
+        if owner is None:
+            return self.layers[layer]
+        lent = self.layers[owner][0] if owner in self.layers else self.borrowed[owner]
+        return toy.borrow(self.layers[layer], lent)
 
     def forward(self, step: int, microbatch: int) -> None:
         at = {"step": step, "microbatch": microbatch}
@@ -285,7 +335,7 @@ class CrowdMember:
             seen.append(x)
             work = self.work.get(layer, self.layers[layer][1])
             self.work[layer] = toy.statistics(work, x)
-            x = toy.forward(self.layers[layer], x)
+            x = toy.forward(self.used(layer), x)
         self.seen[microbatch] = seen
         self.slots[Slot(kind="y", **at)] = x
 
@@ -297,7 +347,7 @@ class CrowdMember:
             dy = self.slots[Slot(kind="dy", **at)]
         order = sorted(self.layers)
         for x, layer in zip(reversed(self.seen[microbatch]), reversed(order), strict=True):
-            gradient, dy = toy.backward(self.layers[layer], x, dy)
+            gradient, dy = toy.backward(self.used(layer), x, dy)
             self.gradients[layer] = toy.mix(43, self.gradients.get(layer, 0), gradient)
         self.counted.append(microbatch)
         self.slots[Slot(kind="dx", **at)] = dy

@@ -393,12 +393,26 @@ def test_item_4_every_replayed_step_but_the_last_needs_its_verdict():
     assert scene.decided().is_rollback, "step 3 is to be replayed, and its verdict is gone"
 
 
-def test_item_4_a_tie_across_the_edge_of_a_run_means_rollback():
+def test_item_4_what_is_lent_to_a_run_must_be_logged_above_it():
+    """Steps 3 and 4 are replayed: they need what steps 2 and 3 lent."""
     scene = Scene([(5, False)] * 3).lose("d1")
-    scene.past = replace(scene.past, ties=(Tie(owner_layer=0, borrower_layers=(3,)),))
-    assert scene.decided().is_rollback
-    scene.past = replace(scene.past, ties=(Tie(owner_layer=2, borrower_layers=(3,)),))
-    assert not scene.decided().is_rollback
+    logs = scene.reports["d0"].logs
+    layers = scene.plan.stages[1].layers
+    assert (layers.start, layers.stop, scene.past.durable) == (2, 4, 3), "the scene has changed"
+    for tie, needed in (
+        (Tie(owner_layer=0, borrower_layers=(3,)), True),  # borrowed in the run
+        (Tie(owner_layer=0, borrower_layers=(5,)), True),  # goes through it
+        (Tie(owner_layer=2, borrower_layers=(5,)), False),  # the run itself lends
+        (Tie(owner_layer=2, borrower_layers=(3,)), False),  # and borrows
+        (Tie(owner_layer=0, borrower_layers=(1,)), False),
+        (Tie(owner_layer=4, borrower_layers=(5,)), False),
+    ):
+        scene.past = replace(scene.past, ties=(tie,))
+        scene.change("d0", logs=logs)
+        assert scene.decided().is_rollback is needed, tie
+        for first, stop, enough in ((2, 4, True), (2, 3, False), (3, 4, False)):
+            scene.change("d0", logs=(*logs, span("tied", 2, first, stop)))
+            assert scene.decided().is_rollback is (needed and not enough), (tie, first, stop)
 
 
 # Items 5 and 6 ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from crowdmesh_jax.protocol import (
     Mark,
     MemberState,
+    Slot,
     Tie,
     member,
     member_copies,
@@ -307,19 +308,26 @@ def test_own_snapshots_become_copies_and_are_said_and_sent():
 
 
 @pytest.mark.parametrize("name", ["d0", "d1", "d2"])
-def test_tied_leaves_are_lent_anew_when_an_epoch_starts(name):
-    """A borrower may have been fenced between its Apply and the new value."""
+@pytest.mark.parametrize("early", [False, True])
+def test_tied_leaves_are_lent_anew_when_an_epoch_starts(name, early):
+    """A borrower may have been fenced between its Apply and the new value. An owner may hear Resume
+    before the borrower does."""
     state, _ = fenced(at_work(name)[1])
     tie = Tie(owner_layer=0, borrower_layers=(3,))
     message = install(state, "keep", state.version, ties=(tie,), resend_ties=True)
     state, _ = tell(state, message)
     state, _ = member.handle(state, me.Installed(), 0.0)
-    state, actions = tell(state, messages.Resume(run="r1", epoch=2, steps=9))
+    actions: Any = ()
+    if not early or name == "d0":
+        state, actions = tell(state, messages.Resume(run="r1", epoch=2, steps=9))
     lends = [action for action in actions if isinstance(action, me.LendTied)]
     assert bool(lends) == (name == "d0")
     assert state.tied_due == (() if name == "d0" else (0,))
     if name == "d0":
-        state, (sent,) = member.handle(state, me.TiedLent(step=lends[0].step), 0.0)
+        state, actions = member.handle(state, me.TiedLent(step=lends[0].step), 0.0)
+        logged, sent = actions
+        slot = Slot(kind="tied", step=state.version - 1, layer=0)
+        assert (logged, sent.attach) == (me.LogFrame(slots=(slot,)), (slot,))
         assert sent.message == messages.Tied(run="r1", epoch=2, step=state.version - 1, layer=0)
     else:
         before = state.version

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from crowdmesh_jax.core import values
+from crowdmesh_jax.core import DeviceId, values
 from crowdmesh_jax.errors import InvalidValueError
-from crowdmesh_jax.protocol import CoordinatorState, MemberState, messages, records
+from crowdmesh_jax.protocol import CoordinatorState, MemberState, Tie, messages, records
 from crowdmesh_jax.protocol import coordinator_events as ce
 from crowdmesh_jax.protocol import member_events as me
+from crowdmesh_jax.protocol.coordinator_state import Ack
+from crowdmesh_jax.protocol.coordinator_waves import who_did_not_store
 
 from .chaos import CHANGES, FAULTS, Chaos
 from .crowd import Crowd
@@ -61,6 +64,31 @@ def test_a_killed_stage_is_replayed_and_nothing_is_lost(victim, seed):
     waves = [r for r in crowd.hub.records if isinstance(r, records.Wave) and r.ledger]
     later = [wave.version for wave in waves if wave.epoch == decision.epoch]
     assert later[0] >= decision.base, "R16: a wave starts at once at the new base"
+
+
+@pytest.mark.parametrize("victims", [["d0"], ["d1"], ["d2"], ["d3"], ["d0", "d1"], ["d2", "d3"]])
+@pytest.mark.parametrize("seed", range(3))
+def test_stages_that_lend_borrow_or_pass_on_are_replayed(victims, seed):
+    """Layer 1 lends to 4 and 6, across all cuts; a second loss is replayed from the replayer's
+    own logs."""
+    tie = Tie(owner_layer=1, borrower_layers=(4, 6))
+    crowd = Crowd(
+        stages=4, layers=7, spares=4, copies=2, steps=16, seed=seed, ties=(tie,),
+        terms={"wave_every": 5, "log_steps": 12},
+    )  # fmt: skip
+    crowd.run(until=lambda: crowd.hub.state.durable > 0)
+    running(crowd, crowd.hub.state.durable + 2, 5 * seed)
+    for victim in victims:
+        crowd.kill(victim)
+    crowd.run(until=lambda: len(decisions(crowd)) == 1 and crowd.hub.state.was_resumed)
+    again = decisions(crowd)[0].plan.devices[len(victims) + seed % 2]
+    crowd.kill(str(again))
+    completes(crowd)
+    assert len(decisions(crowd)) >= 2
+    assert not any(decision.is_rollback for decision in decisions(crowd))
+    assert any(
+        run.version < decision.base for decision in decisions(crowd) for run in decision.runs
+    )
 
 
 def test_two_neighbours_lost_at_once_are_replayed_as_one_run():
@@ -120,6 +148,22 @@ def test_a_coordinator_that_dies_within_a_recovery_opens_the_next_epoch(after_ac
     completes(crowd)
     epochs = [r.epoch for r in crowd.hub.records if isinstance(r, records.Epoch)]
     assert epochs == sorted(set(epochs))
+
+
+@pytest.mark.parametrize("after_actions", range(1, 12))
+def test_a_coordinator_that_dies_while_a_run_ends_lets_its_members_go_when_it_is_back(
+    after_actions,
+):
+    """Before the last checkpoint, behind it, behind the record of the end, between two Releases."""
+    crowd = running(Crowd(seed=9, steps=5), 4)
+    crowd.run(until=lambda: crowd.hub.state.phase.value == "finishing")
+    crowd.crash_hub(after_actions=after_actions, down_s=1.0)
+    completes(crowd)
+    for _ in range(60):
+        crowd.step()
+    phases = {name: body.state.phase.value for name, body in crowd.members.items()}
+    assert set(phases.values()) == {"idle"}, phases
+    assert [type(r) for r in crowd.hub.records].count(records.Finish) == 1
 
 
 def test_a_run_without_enough_copies_waits_and_then_halts_naming_the_layers():
@@ -367,6 +411,31 @@ def test_a_holder_without_room_does_not_keep_the_wave_open():
     crowd.damage = 0.0
     completes(crowd)
     assert crowd.hub.durable == 12
+
+
+def test_who_lacks_a_copy_that_its_owner_has_did_not_store_it():
+    crowd = running(Crowd(seed=2, steps=12), 2)
+    state = crowd.hub.state
+    version, stages = state.wave_from, state.plan.stages
+    holders = {entry.first_layer: entry.devices for entry in state.holders}
+
+    def blamed(*acked: tuple[int, str], missing: Any = None) -> tuple[str, ...]:
+        acks = tuple(
+            Ack(version=version, first_layer=first, device=DeviceId(device))
+            for first, device in acked
+        )
+        everyone = [DeviceId(d) for d in state.party]
+        return who_did_not_store(replace(state, acks=acks), missing or everyone)
+
+    first, second = stages[0], stages[1]
+    assert blamed() == (), "no owner had a snapshot: nothing was sent"
+    assert blamed((first.first_layer, first.device)) == holders[first.first_layer]
+    both = ((first.first_layer, first.device), (second.first_layer, second.device))
+    lacking = {*holders[first.first_layer], *holders[second.first_layer]}
+    assert set(blamed(*both)) == lacking
+    assert blamed(*both, missing=holders[second.first_layer]) == holders[second.first_layer]
+    done = (first.first_layer, holders[first.first_layer][0])
+    assert set(blamed(*both, done)) <= lacking
 
 
 def test_a_wave_that_only_owners_keep_does_not_count():

@@ -7,7 +7,10 @@ rollback made invalid differs from what replaces it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from crowdmesh_jax.protocol import Tie
 
 MASK = (1 << 61) - 1
 
@@ -66,6 +69,21 @@ def verdict_of(parts: dict[int, int]) -> int:
     return mix(37, *(parts[layer] for layer in sorted(parts)))
 
 
+def borrow(state: State, lent: int) -> State:
+    """A layer that computes with another's parameters as well."""
+    return mix(61, state[0], lent), state[1]
+
+
+def merge(gradient: int, partials: dict[int, int]) -> int:
+    """An owner's gradient and those of its borrowers, in layer order."""
+    return mix(67, gradient, *(partials[layer] for layer in sorted(partials)))
+
+
+def owners_of(ties: Iterable[Tie]) -> dict[int, int]:
+    """Borrowing layer -> the layer that lends."""
+    return {layer: tie.owner_layer for tie in ties for layer in tie.borrower_layers}
+
+
 def update(state: State, gradient: int, work: int, verdict: int) -> State:
     return mix(41, state[0], gradient, verdict), work
 
@@ -73,8 +91,11 @@ def update(state: State, gradient: int, work: int, verdict: int) -> State:
 class Reference:
     """The undisturbed history, for any rollbacks."""
 
-    def __init__(self, layers: int, microbatches: int, rollbacks: Rollbacks) -> None:
+    def __init__(
+        self, layers: int, microbatches: int, rollbacks: Rollbacks, ties: tuple[Tie, ...] = ()
+    ) -> None:
         self.layers, self.microbatches, self.rollbacks = layers, microbatches, rollbacks
+        self.owners = owners_of(ties)
         self.known: dict[tuple[int, ...], tuple[State, ...]] = {
             (): tuple(initial(layer) for layer in range(layers))
         }
@@ -95,19 +116,27 @@ class Reference:
         step, states = len(key) - 1, self.known[key[:-1]]
         work = [state[1] for state in states]
         gradients = [0] * self.layers
+        used = [
+            borrow(state, states[self.owners[layer]][0]) if layer in self.owners else state
+            for layer, state in enumerate(states)
+        ]
         for microbatch in range(self.microbatches):
             x = rows(step, microbatch, key[-1])
             seen = []
-            for layer, state in enumerate(states):
+            for layer, state in enumerate(used):
                 seen.append(x)
                 work[layer] = statistics(work[layer], x)
                 x = forward(state, x)
             dy = loss_gradient(x, step, microbatch)
             for layer in reversed(range(self.layers)):
-                gradient, dy = backward(states[layer], seen[layer], dy)
+                gradient, dy = backward(used[layer], seen[layer], dy)
                 gradients[layer] = mix(43, gradients[layer], gradient)
         verdict = verdict_of({layer: mix(47, g) for layer, g in enumerate(gradients)})
         self.verdicts[key] = verdict
+        raw = list(gradients)
+        for owner in set(self.owners.values()):
+            partials = {b: raw[b] for b, lender in self.owners.items() if lender == owner}
+            gradients[owner] = merge(raw[owner], partials)
         self.known[key] = tuple(
             update(state, gradients[layer], work[layer], verdict)
             for layer, state in enumerate(states)

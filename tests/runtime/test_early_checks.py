@@ -14,6 +14,11 @@ from crowdmesh_jax import errors, profiling
         ({"solver": "exaustive"}, errors.UnknownSolverError, "did you mean 'exhaustive'"),
         ({"schedule": "1f1"}, errors.ScheduleError, "unknown schedule '1f1'; known: 1f1b"),
         ({"plan": "best"}, errors.JobError, "plan must be a PipelinePlan or 'auto', got 'best'"),
+        (
+            {"recovery": cm.Recovery(groups={"van": ("device-0", "pixel")})},
+            errors.InvalidCrowdError,
+            "pixel",
+        ),
         ({"name": "taken"}, errors.RecordError, "a run of that name is there"),
         ({"name": "a/b"}, errors.RecordError, "use letters, digits"),
     ],

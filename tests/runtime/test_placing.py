@@ -10,7 +10,8 @@ import crowdmesh_jax as cm
 from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.mobility import Sightings
 from crowdmesh_jax.propagation import make_replication_policy
-from crowdmesh_jax.runtime.placing import Placer, Presence
+from crowdmesh_jax.protocol.owners import CopyRoom, ring_holders
+from crowdmesh_jax.runtime.placing import Placer, Presence, known_hazards, unprotected
 
 NAMES = tuple(f"device-{i}" for i in range(4))
 
@@ -60,6 +61,26 @@ def test_wishes_become_holders_of_stages_among_the_members(policy):
     assert {str(d) for e in few for d in e.devices} <= {"device-0", "device-1"}
 
 
+def test_a_stage_beside_one_who_walks_away_has_a_copy_all_the_same():
+    """Whoever held it would lose that neighbour, so nobody is expected to stay; but a wave that
+    lacks one stage's copy counts for no stage, and the one who walks needs it most."""
+    job, _ = small_job()
+    plan = even_plan(job, 3)
+    still, zero = np.zeros((4, 2)), np.zeros(4)
+    walks = np.array([[8.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    seen = Sightings(
+        now_s=0.0, seen_s=zero, positions_m=still, velocities_m_per_s=walks,
+        velocity_sd_m_per_s=np.full(4, 0.05), occupants=np.arange(4),
+    )  # fmt: skip
+    made = placer("mobility", watch=lambda: seen, range_m=80.0)
+    decision = made.decide(plan, 0.1)
+    assert [item.lack for item in decision.unprotected] == ["nobody"]
+    holders = made.holders(decision, plan, NAMES)
+    assert all(entry.devices for entry in holders)
+    for entry, stage in zip(holders, plan.stages, strict=True):
+        assert stage.device not in entry.devices
+
+
 def test_no_two_copies_behind_one_hazard():
     job, _ = small_job()
     plan = even_plan(job, 2)
@@ -67,6 +88,18 @@ def test_no_two_copies_behind_one_hazard():
     made = placer("mobility", groups=groups)
     holders = made.holders(made.decide(plan, 0.1), plan, NAMES)
     assert holders[0].devices == ("device-1",), "device-0 is on the bus, so its copy is not"
+
+
+def test_a_runs_hazards_are_its_cells_and_the_groups_that_the_user_named():
+    crowd = cm.Crowd.local((1.0,) * 4)
+    groups = {"van": NAMES[:2], "bike": NAMES[1:3], "city": NAMES}
+    assert known_hazards(crowd, groups) == {
+        "device-0": ("van",), "device-1": ("bike", "van"), "device-2": ("bike",),
+    }  # fmt: skip
+    assert known_hazards(crowd) == {}
+    for bad, told in (({"van": ("pi",)}, "pi"), ({"device x": NAMES[:2]}, "hazard group")):
+        with pytest.raises(cm.errors.InputError, match=told):
+            known_hazards(crowd, bad)
 
 
 def test_sightings_of_another_crowd_are_refused():
@@ -82,8 +115,7 @@ def test_sightings_of_another_crowd_are_refused():
 
 def test_copies_go_where_there_is_room_and_what_has_none_is_said():
     from crowdmesh_jax.protocol import messages
-    from crowdmesh_jax.protocol.owners import ring_holders
-    from crowdmesh_jax.runtime.placing import copy_room, unprotected
+    from crowdmesh_jax.runtime.placing import copy_room
 
     job, data = small_job()
     plan = even_plan(job, 2)
@@ -109,3 +141,22 @@ def test_copies_go_where_there_is_room_and_what_has_none_is_said():
     (note,) = unprotected(plan, holders, full)
     assert "layers 0-1 of device-0 have no copy" in note
     assert "--copies-mb" in note
+
+
+def test_copies_that_go_with_their_owner_are_said_where_no_others_are():
+    room = CopyRoom(layer_bytes=(500_000,) * 4, device_bytes={"device-1": 0.0, "device-3": 0.0})
+    plan = cm.PipelinePlan.even(4, NAMES[:2], microbatches=2)
+    hazards = {"device-0": ("power", "van"), "device-2": ("van",)}
+
+    def notes(rooms: CopyRoom, copies: int = 1) -> list[str]:
+        party = NAMES if rooms is not room else NAMES[:3]
+        holders = ring_holders(plan, party, copies=copies, room=rooms, hazards=hazards)  # type: ignore[arg-type]
+        return unprotected(plan, holders, rooms, hazards)
+
+    (note,) = notes(room)
+    assert note == (
+        "layers 0-1 of device-0 have copies (device-2) only behind the same hazard (van): no device"
+        " apart from it keeps 2 MB free for copies"
+    )
+    assert notes(room, copies=2) == [note]
+    assert notes(CopyRoom(layer_bytes=room.layer_bytes, device_bytes={})) == []

@@ -40,12 +40,12 @@ class Journalled:
             verdict = {"is_finite": True, "skip": False}
             self.add("StepCommitted", step=step, verdict=verdict, values={"loss": 1.0})
 
-    def wave(self, version, *parts, epoch=1):
+    def wave(self, version, *parts, epoch=1, sent_bytes=0):
         ledger = [
             {"first_layer": first, "last_layer": last, "devices": list(devices)}
             for first, last, devices in parts
         ]
-        self.add("Wave", epoch=epoch, version=version, ledger=ledger)
+        self.add("Wave", epoch=epoch, version=version, ledger=ledger, sent_bytes=sent_bytes)
 
     def report(self):
         return cm.read_replicas(self.folder.path)
@@ -69,9 +69,9 @@ def test_holders_versions_ages_and_bytes_are_those_of_the_last_complete_wave(tmp
     run = Journalled(tmp_path)
     run.decide(1, 0)
     run.steps(0, 5)
-    run.wave(4, (0, 1, "ac"), (2, 3, "bc"))
+    run.wave(4, (0, 1, "ac"), (2, 3, "bc"), sent_bytes=400)
     run.steps(5, 10)
-    run.wave(8, (0, 1, "ac"), (2, 3, "bc"))
+    run.wave(8, (0, 1, "ac"), (2, 3, "bc"), sent_bytes=90)
     run.steps(10, 11)
     report = run.report()
     assert (report.head_version, report.durable_version) == (11, 8)
@@ -79,7 +79,7 @@ def test_holders_versions_ages_and_bytes_are_those_of_the_last_complete_wave(tmp
               for row in report.rows]  # fmt: skip
     assert copies == [("a", [("c", 8, 3, 3.0)]), ("b", [("c", 8, 3, 3.0)])]
     assert report.held_bytes == {"a": 120, "b": 280, "c": 400}
-    assert report.sent_bytes == 2 * 400, "two waves to one holder"
+    assert report.sent_bytes == 400 + 90, "the second time only what had changed"
     lost = _lost(report, "b")
     assert (lost.outcome, lost.version, lost.redone_steps) == ("replay", 8, 3)
     assert _lost(report, "c").last_copies == ((0, 3),)
@@ -133,6 +133,24 @@ def test_a_run_without_a_plan_and_a_damaged_one_are_told(tmp_path, capsys):
     assert main(["replicas", str(run.folder.path)]) == 2
     assert "record 0 at byte 0 is damaged" in capsys.readouterr().err
     assert main(["replicas", str(tmp_path / "nowhere")]) == 2
+
+
+def test_what_one_event_would_take_is_told_of_the_runs_groups(tmp_path):
+    run = Journalled(tmp_path)
+    config = run.folder.read_config()
+    terms = {"recovery": {"groups": {"van": ["a", "b"]}}}
+    crowd = {"devices": [{"id": i, "flops_per_s": 1e9, "memory_bytes": 1000} for i in "abc"]}
+    run.folder.write_config({"job": config["job"], "run": terms, "crowd": crowd})
+    run.decide(1, 0)
+    run.steps(0, 4)
+    run.wave(4, (0, 1, "ab"), (2, 3, "bc"))
+    report = run.report()
+    assert [row.shared_hazards for row in report.rows] == [("van",), ()]
+    (van,) = [item for item in report.if_lost if item.cause == "van"]
+    assert van.bare == ((0, 1),)
+    run.folder.write_config({"job": config["job"], "run": terms, "crowd": {"devices": 3}})
+    with pytest.raises(RecordError, match=r"config\.toml: damaged: .*devices"):
+        run.report()
 
 
 @pytest.mark.system

@@ -218,9 +218,9 @@ def main() -> int:
     orders = Orders(device)
     wrap(orders)
     if chunk_bytes is not None:
-        from crowdmesh_jax.agent import copies
+        from crowdmesh_jax.agent import packing
 
-        copies.CHUNK_BYTES = chunk_bytes
+        packing.PIECE_BYTES = chunk_bytes
     from crowdmesh_jax.agent.__main__ import main as run
 
     return run(arguments)

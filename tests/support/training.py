@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
 
 import optax
@@ -24,6 +25,17 @@ def small_job(
     inputs, targets = made.batch(rows)
     job = made.job(optimizer or optax.adam(1e-2), batch_size=8, **fields)
     return job, cm.ArraySource(inputs, targets, 8)
+
+
+class Slow:
+    """Rows that take a moment, so that what happens beside a run has its time in few steps."""
+
+    def __init__(self, source: cm.ArraySource, pause_s: float = 0.05) -> None:
+        self._source, self._pause_s = source, pause_s
+
+    def batch(self, step: int) -> Any:
+        time.sleep(self._pause_s)
+        return self._source.batch(step)
 
 
 def even_plan(job: cm.TrainingJob, stages: int = 2) -> cm.PipelinePlan:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.equality import assert_bit_equal
-from support.training import even_plan, identical, small_job
+from support.survival import journal
+from support.training import Slow, even_plan, identical, small_job
 
 import crowdmesh_jax as cm
 
@@ -52,6 +53,41 @@ def test_a_stage_is_handed_over_before_its_device_leaves(tmp_path, cache_dir):
     lines = (result.run_dir / "policy.jsonl").read_text().splitlines()
     wanted = [json.loads(line) for line in lines]
     assert any(a["kind"] == "AskChange" for entry in wanted for a in entry["actions"])
+
+
+def test_a_loss_beside_the_device_that_has_handed_over_is_still_made_good(tmp_path, cache_dir):
+    """The leaver is idle until it goes; what it held would go with it."""
+    job, data = small_job()
+    plan = even_plan(job, 2)
+    with cm.launch(cm.Crowd.local((1.0,) * 4), cache_dir=cache_dir) as crew:
+        moved: list[int] = []
+        killed: list[str] = []
+
+        def leave(event, control):
+            if isinstance(event, cm.RecoveryEvent) and not event.lost and event.take_overs:
+                moved.append(event.epoch)
+            if not isinstance(event, cm.StepEvent):
+                return
+            if event.step == 20:
+                control.depart("device-1", in_s=4.0)
+            waves = [r for r in journal(tmp_path / "x") if r["kind"] == "Wave"] if moved else []
+            if not killed and any(wave["epoch"] == moved[0] for wave in waves):
+                killed.extend(("device-1", "device-0"))
+                for device in killed:
+                    os.kill(crew.pids[device], signal.SIGKILL)
+
+        result = cm.train(
+            job, crew, Slow(data, 0.02), steps=300, plan=plan, runs_dir=tmp_path, name="x",
+            callbacks=[leave],
+            recovery=cm.Recovery(replan=False, return_s=5.0), measure=False,
+        )  # fmt: skip
+    assert killed
+    taken = [over for event in result.recoveries for over in event.take_overs if event.lost]
+    assert [over.before for over in taken] == ["device-0"]
+    assert all(over.source != "coordinator" for over in taken)
+    assert all(event.how != "rollback" for event in result.recoveries)
+    reference = cm.reference(job, data, steps=300, plan=plan)
+    assert identical(result.params, reference.params)
 
 
 def test_without_spares_the_layers_are_cut_anew_from_a_plan_made_ahead(tmp_path, cache_dir):

@@ -20,7 +20,7 @@ from support import survival
 from support.equality import assert_bit_equal
 from support.mortal import Mortals, Order
 from support.survival import Blow, Trial
-from support.training import even_plan, identical, small_job
+from support.training import Slow, even_plan, identical, small_job
 
 import crowdmesh_jax as cm
 
@@ -79,17 +79,6 @@ class Script:
     @property
     def shown(self) -> list[int]:
         return [event.step for event in self.events if isinstance(event, cm.StepEvent)]
-
-
-class Slow:
-    """Rows that take a moment, so that what happens beside a run has its time in few steps."""
-
-    def __init__(self, source: cm.ArraySource, pause_s: float = 0.05) -> None:
-        self._source, self._pause_s = source, pause_s
-
-    def batch(self, step: int) -> Any:
-        time.sleep(self._pause_s)
-        return self._source.batch(step)
 
 
 def go(
@@ -366,33 +355,6 @@ def test_a_copy_damaged_on_its_way_to_who_takes_over_is_sent_again(tmp_path, com
     assert all(event.how == "replay" for event in result.recoveries)
 
 
-def test_a_copy_damaged_on_disk_is_passed_over(tmp_path, compiled):
-    """Copies lie in files; one bit of the file that the take-over would read flips."""
-    folder = tmp_path / "copies"
-    arguments = ("--copies-mb", "0", "--copies-dir", str(folder / "{device}"))
-    with crew_of(4, tmp_path, compiled, *arguments) as (crew, _):
-        script = Script()
-        damaged: list[Path] = []
-
-        def damage_and_kill() -> None:
-            os.kill(crew.pids["device-1"], signal.SIGSTOP)  # no wave replaces the files meanwhile
-            for path in (folder / "device-3").glob("copy-2-*"):
-                data = bytearray(path.read_bytes())
-                data[len(data) // 2] ^= 4
-                path.write_bytes(data)
-                damaged.append(path)
-            os.kill(crew.pids["device-1"], signal.SIGKILL)
-
-        script.at(14, damage_and_kill)
-        result, ideal = go(crew, tmp_path, script=script, steps=40, copies=2, pause_s=0.01)
-    assert damaged, "there was a file to damage"
-    assert_same_but_lost_losses(result, ideal)
-    assert all(e.how != "rollback" for e in result.recoveries)
-    sources = [t.source for e in result.recoveries for t in e.take_overs]
-    assert sources
-    assert "coordinator" not in sources
-
-
 def test_a_clock_that_jumps_changes_nothing(tmp_path, compiled, monkeypatch):
     """A day forward on a device, and on the coordinator: deadlines are counted by other clocks."""
     with crew_of(3, tmp_path, compiled) as (crew, mortals):
@@ -481,25 +443,32 @@ def test_the_run_goes_on_when_the_last_copy_returns(tmp_path, compiled):
 # Beyond replay ----------------------------------------------------------------------------------
 
 
-@pytest.mark.long
-def test_tied_weights_go_back_to_a_wave_of_devices_copies(tmp_path, compiled):
-    """What is lent across the cut is in no log: all go back, to copies, not to the checkpoint."""
+@pytest.mark.parametrize(
+    "victim", ["device-0", *(pytest.param(f"device-{i}", marks=pytest.mark.long) for i in (1, 2))]
+)
+def test_a_stage_that_lends_passes_on_or_borrows_tied_weights_is_replayed(
+    tmp_path, compiled, victim
+):
+    """The first stage lends to the last one; what crossed a cut of it is in the logs too. Then who
+    took it over dies as well, and is replayed from the logs that the replay made."""
     job, data = small_job(name="gpt2")
     plan = even_plan(job, 3)
     with crew_of(5, tmp_path, compiled) as (crew, _):
         script = Script()
-        script.at(18, lambda: os.kill(crew.pids["device-0"], signal.SIGKILL))
+
+        def again():
+            heir = script.recoveries[0].take_overs[0].device
+            os.kill(crew.pids[str(heir)], signal.SIGKILL)
+
+        script.at(18, lambda: os.kill(crew.pids[victim], signal.SIGKILL))
+        script.at(30, again)
         result = cm.train(
-            job, crew, data, steps=36, plan=plan, runs_dir=tmp_path, measure=False,
+            job, crew, data, steps=44, plan=plan, runs_dir=tmp_path, measure=False,
             recovery=cm.Recovery(wave_every=4, replan=False), on_event=script,
         )  # fmt: skip
-    assert script.shown == list(range(36))
-    (event,) = result.recoveries
-    assert event.how == "rollback"
-    assert event.base >= 12
-    assert event.take_overs
-    assert all(taken.source != "coordinator" for taken in event.take_overs)
-    assert_same_but_lost_losses(result, cm.reference(job, data, 36, plan=plan))
+    assert script.shown == list(range(44))
+    assert [event.how for event in result.recoveries] == ["replay", "replay"]
+    assert_same_but_lost_losses(result, cm.reference(job, data, 44, plan=plan))
 
 
 def test_without_spares_other_cuts_agree_to_rounding(tmp_path, compiled):

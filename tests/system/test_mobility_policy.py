@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from support.equality import assert_bit_equal
-from support.training import even_plan, small_job
+from support.training import Slow, even_plan, small_job
 
 import crowdmesh_jax as cm
 from crowdmesh_jax.mobility import Sightings
@@ -51,13 +51,13 @@ def test_who_walks_away_hands_over_first_under_the_policy_that_looks(tmp_path, p
             nonlocal gone
             if not isinstance(event, cm.StepEvent):
                 return
-            time.sleep(0.02)
             if walk.began_s and not gone and time.monotonic() - walk.began_s > walk.gone_s:
                 gone = True
                 os.kill(crew.pids["device-1"], signal.SIGKILL)
 
         result = cm.train(
-            job, crew, data, steps=500, plan=plan, runs_dir=tmp_path, on_event=leave, measure=False,
+            job, crew, Slow(data, 0.03), steps=500, plan=plan, runs_dir=tmp_path, on_event=leave,
+            measure=False,
             recovery=cm.Recovery(policy=policy, watch=walk, range_m=RANGE_M, replan=False),
         )  # fmt: skip
     assert gone

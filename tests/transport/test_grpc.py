@@ -511,3 +511,45 @@ async def test_an_array_that_fails_ends_the_channel_and_says_why():
     assert isinstance(await b.receive(), PeerGone)
     await a.close()
     await b.close()
+
+
+@run
+async def test_who_dials_a_peer_that_is_closing_goes_on_and_reaches_its_successor():
+    """An agent that outlives its coordinator dials at once, while the old one still listens."""
+    first, dialler = transport("b"), transport("a")
+    address = await first.start()
+    first._closed = True  # as in the middle of `close`
+    dialling = asyncio.create_task(dialler.connect("b", address, deadline_s=10))
+    await asyncio.sleep(0.3)
+    assert not dialling.done(), "it is not refused for good"
+    first._closed = False
+    await first.close()
+    second = transport("b", address=address)
+    await second.start()
+    await dialling
+    assert "b" in dialler.peers
+    await dialler.close()
+    await second.close()
+
+
+class Stopping(GrpcTransport):
+    """Its server is stopped while streams open: gRPC cancels their handlers."""
+
+    async def _serve(self, _requests, context):
+        await context.abort(grpc.StatusCode.CANCELLED, "")
+
+
+@run
+async def test_a_server_that_cancels_a_dial_as_it_stops_does_not_refuse_it():
+    first, dialler = Stopping("b", run="run-1", token="secret"), transport("a")
+    address = await first.start()
+    dialling = asyncio.create_task(dialler.connect("b", address, deadline_s=10))
+    await asyncio.sleep(0.3)
+    assert not dialling.done(), "it is not refused for good"
+    await first.close()
+    second = transport("b", address=address)
+    await second.start()
+    await dialling
+    assert "b" in dialler.peers
+    await dialler.close()
+    await second.close()

@@ -30,6 +30,7 @@ from .memory import memory_use, reset_peak, trim
 from .ops import StageOps
 from .prepared import PreparedStages, is_preparation
 from .probe import Probe, is_probe
+from .sending import CopyTransfers
 from .slots import SENT_ONCE, Slots
 from .stage import HeldStage
 
@@ -83,6 +84,7 @@ class Appliance:
         self._events: asyncio.Queue[tuple[ev.MemberEvent, Envelope | None]] = asyncio.Queue()
         self._slots = Slots()
         self._keeper = Keeper(limits or CopyLimits(), self._slots)
+        self._transfers = CopyTransfers(self._keeper, self._send_bulk, self._put)
         self._addresses: dict[str, str] = {}
         """Of this epoch's members."""
         self._life = 0
@@ -144,6 +146,7 @@ class Appliance:
             del item  # or its arrays stay until the next frame
 
     def _peer_gone(self, gone: PeerGone) -> None:
+        self._transfers.peer_gone(gone.peer)
         if gone.peer != self.coordinator:
             self._put(ev.PeerLost(device=machine.DeviceId(gone.peer), reason=gone.reason))
             return
@@ -192,6 +195,11 @@ class Appliance:
             if held is not None:
                 answer = held.worker.manifest.gradient_out
                 self._spawn(self._probe.arrived(peer, envelope.extra, answer), "probe")
+        elif self._transfers.is_one(envelope.extra):
+            # At once: the pieces may be right behind the offer.
+            answer = self._transfers.take(peer, envelope.extra)
+            if answer is not None:
+                self._spawn(self._deliver(peer, seal(answer), Lane.CONTROL), "answer to an offer")
         elif peer != self.coordinator:
             logger.error("a frame from %s was refused: only the coordinator may send it", peer)
         elif is_preparation(envelope.extra):
@@ -252,7 +260,7 @@ class Appliance:
                 self._spawn(self._measure(repeats), "measuring the stage")
             case ev.Freeze():
                 self._life += 1
-                self._keeper.drop_incomplete()
+                self._transfers.break_off()
                 self._ops.do(action)
             case ev.Rewind(step=step, gradient=gradient):
                 self._slots.rewind(step)
@@ -343,35 +351,27 @@ class Appliance:
     # Copies --------------------------------------------------------------------------------------
 
     async def _send_copy(self, action: ev.SendCopy) -> None:
-        life, copy = self._life, action.copy
-        of = {"run": self.state.run, "epoch": action.epoch, "copy": copy}
-        offset_bytes = 0
-        try:
-            await self._reach(action.to)
-            async for piece, extra in self._keeper.stream(copy, self._ops.held):
-                if life != self._life:
-                    return
-                chunk = msg.Chunk(**of, offset_bytes=offset_bytes)
-                frame = seal(Envelope(chunk, ({("copy", "", ""): piece},), extra))
-                await self.transport.send(action.to, frame, Lane.BULK)
-                offset_bytes += piece.size
-            if life == self._life:
-                manifest = self._keeper.manifest(copy)
-                frame = seal(Envelope(msg.Seal(**of, manifest=manifest)))
-                await self.transport.send(action.to, frame, Lane.BULK)
-        except PeerLostError as exc:
-            logger.warning("a copy did not reach %s: %s", action.to, exc)
-        except DamagedCopyError as exc:
-            self._put(ev.CopyDamaged(copy=exc.copy, reason=exc.message))
+        life = self._life
+        await self._transfers.send(
+            action, self.state.run, self._ops.held, lambda: life == self._life
+        )
+
+    async def _send_bulk(self, to: str, envelope: Envelope, lane: Lane) -> None:
+        await self._reach(to)
+        await self.transport.send(to, seal(envelope), lane)
 
     async def _seal_copy(self, action: ev.SealCopy) -> None:
         life, copy = self._life, action.copy
-        is_whole = await self._keeper.keep(action.sender, copy, action.manifest)
+        came_bytes = await self._keeper.keep(action.sender, copy, action.manifest)
         if life != self._life:
             self._keeper.drop_unless_known(copy, self.state.copies)
             return
         sealed = ev.CopySealed(
-            copy=copy, epoch=action.epoch, is_whole=is_whole, checksum=action.manifest.checksum
+            copy=copy,
+            epoch=action.epoch,
+            is_whole=came_bytes is not None,
+            checksum=action.manifest.checksum,
+            came_bytes=came_bytes or 0,
         )
         self._put(sealed)
 
@@ -443,7 +443,7 @@ class Appliance:
         loaded = {
             "loaded_s": time.monotonic() - began_s,
             "compiled_s": held.compiled_s,
-            "moved_bytes": self._keeper.size_bytes(away),
+            "moved_bytes": self._keeper.came_bytes(away),
         }
         frame = seal(Envelope(None, extra={"loaded": loaded}))
         await self._deliver(self.coordinator, frame, Lane.CONTROL)

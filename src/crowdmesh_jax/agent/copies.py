@@ -1,157 +1,132 @@
 """Copies of stages' states that an agent keeps: its own snapshots, and those of others.
 
-A copy travels as one stream of bytes, leaf after leaf, in chunks; a seal with size and checksum
-ends it. Until the seal has matched, nothing of it can be seen (R12). Copies stay in memory up to a
-limit, then in files of a folder up to another; a file is checked again when it is read. It knows
-nothing of who may send what.
+A copy is offered, then its pieces come, then a seal; until that has matched, nothing of it can be
+seen (R12). Pieces that are here already are not asked for: of an older copy where nothing changed,
+or of an attempt that a fence broke off. Copies stay in memory up to a limit, then in files of a
+folder up to another; a file is checked again when it is read. It knows nothing of who may send
+what. Methods are called on one thread; `Incoming.complete`, `OnDisk.read` and `write`, which are
+slow, on any.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import FrameError, RecordError
 from ..protocol.recovery_messages import Manifest
-from ..transport.codec import dtype_of
-from .envelope import Group, Key
+from .packing import CopyArrays, Offer
 
 logger = logging.getLogger(__name__)
 
 Name = tuple[int, int, int, int]
 """First layer, last layer, tag, version (`Copy.name`)."""
-CHUNK_BYTES = 2**20
-ALIGN_BYTES = 64
-STATE, VERDICT = "state", "verdict"
-DIGEST_BYTES = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyArrays:
-    """What a copy holds: a stage's state, and the verdict of the step before it."""
-
-    state: Group = field(repr=False)
-    verdict: Group = field(default_factory=dict, repr=False)
+MOST_OFFERS = 64
+"""Open at once, of all senders; the oldest goes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Leaf:
-    part: str
-    key: Key
-    dtype: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-    size_bytes: int
+class _InMemory:
+    offer: Offer
+    buffer: np.ndarray
 
 
-class Packing:
-    """How a copy's arrays lie in one stream of bytes, each at a multiple of 64."""
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """A copy in a file."""
 
-    def __init__(self, leaves: list[_Leaf]) -> None:
-        self._leaves = leaves
-        end = leaves[-1] if leaves else None
-        self.size_bytes = 0 if end is None else _aligned(end.offset_bytes + end.size_bytes)
+    offer: Offer
+    path: Path
 
-    @property
-    def leaves(self) -> int:
-        return len(self._leaves)
-
-    @classmethod
-    def of(cls, arrays: CopyArrays) -> Packing:
-        """The layout of these arrays."""
-        leaves, offset = [], 0
-        for part, group in ((STATE, arrays.state), (VERDICT, arrays.verdict)):
-            for key, value in group.items():
-                array = np.asarray(value)
-                leaf = _Leaf(part, key, array.dtype.name, array.shape, offset, array.nbytes)
-                leaves.append(leaf)
-                offset = _aligned(offset + array.nbytes)
-        return cls(leaves)
-
-    @classmethod
-    def read(cls, plain: Any, limit_bytes: int) -> Packing:
-        """The layout that a chunk brought.
+    def read(self) -> np.ndarray:
+        """Its bytes, checked. Slow.
 
         Raises:
-            FrameError: It is none, or asks for more than `limit_bytes`.
+            RecordError: It cannot be read, or is damaged.
         """
-        leaves, offset = [], 0
         try:
-            for part, role, layer, path, dtype_name, shape in plain:
-                dtype = dtype_of(str(dtype_name))
-                dims = tuple(int(n) for n in shape)
-                if part not in (STATE, VERDICT) or any(n < 0 for n in dims):
-                    raise FrameError(f"a copy's leaf {part!r} of shape {dims}")
-                size = int(np.prod(dims, dtype=object)) * dtype.itemsize
-                key = (str(role), str(layer), str(path))
-                leaves.append(_Leaf(part, key, str(dtype_name), dims, offset, size))
-                offset = _aligned(offset + size)
-                if offset > limit_bytes:
-                    raise FrameError(f"a copy of more than the {limit_bytes} bytes that are free")
-        except (TypeError, ValueError) as exc:
-            raise FrameError(f"a copy's leaves cannot be read: {exc}") from exc
-        return cls(leaves)
-
-    def to_plain(self) -> list[list[Any]]:
-        """As a chunk brings it."""
-        return [[leaf.part, *leaf.key, leaf.dtype, list(leaf.shape)] for leaf in self._leaves]
-
-    def chunks(self, arrays: CopyArrays) -> Iterator[np.ndarray]:
-        """The stream, in pieces of at most `CHUNK_BYTES`; each a buffer of its own."""
-        for start in range(0, self.size_bytes, CHUNK_BYTES):
-            stop = min(start + CHUNK_BYTES, self.size_bytes)
-            piece = np.zeros(stop - start, np.uint8)
-            for leaf in self._leaves:
-                low = max(start, leaf.offset_bytes)
-                high = min(stop, leaf.offset_bytes + leaf.size_bytes)
-                if low < high:
-                    group = arrays.state if leaf.part == STATE else arrays.verdict
-                    flat = _bytes_of(group[leaf.key])
-                    inside = slice(low - leaf.offset_bytes, high - leaf.offset_bytes)
-                    piece[low - start : high - start] = flat[inside]
-            yield piece
-
-    def arrays(self, buffer: np.ndarray) -> CopyArrays:
-        """Views on a whole stream."""
-        parts: dict[str, dict[Key, np.ndarray]] = {STATE: {}, VERDICT: {}}
-        for leaf in self._leaves:
-            raw = buffer[leaf.offset_bytes : leaf.offset_bytes + leaf.size_bytes]
-            parts[leaf.part][leaf.key] = raw.view(dtype_of(leaf.dtype)).reshape(leaf.shape)
-        return CopyArrays(state=parts[STATE], verdict=parts[VERDICT])
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGN_BYTES) * ALIGN_BYTES
-
-
-def _bytes_of(value: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8)
-
-
-def new_checksum() -> Any:
-    """Of a copy's stream: it finds accidents, not malice."""
-    return hashlib.blake2b(digest_size=DIGEST_BYTES)
+            data = self.path.read_bytes()
+        except OSError as exc:
+            raise RecordError(f"{self.path}: the copy cannot be read: {exc}") from exc
+        buffer = np.frombuffer(data, np.uint8)
+        if not self.offer.fits(buffer):
+            raise RecordError(f"{self.path}: damaged: the copy's checksum does not match")
+        return buffer
 
 
 @dataclass(slots=True)
-class _Incomplete:
-    packing: Packing
-    buffer: np.ndarray
-    filled_bytes: int = 0
+class Incoming:
+    """A copy on its way here."""
 
+    offer: Offer
+    local: dict[int, tuple[np.ndarray | OnDisk, int]] = field(default_factory=dict)
+    """Piece -> where it lies already: bytes, and the first of them."""
+    buffer: np.ndarray | None = None
+    came: set[int] = field(default_factory=set)
+    came_bytes: int = 0
+    """Of this attempt."""
 
-@dataclass(frozen=True, slots=True)
-class _OnDisk:
-    path: Path
-    packing: Packing
-    checksum: str
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Pieces that must be sent."""
+        pieces = range(len(self.offer.checksums))
+        return tuple(i for i in pieces if i not in self.came and i not in self.local)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes now."""
+        return 0 if self.buffer is None else self.buffer.size
+
+    def put(self, offset_bytes: int, piece: np.ndarray) -> None:
+        """Adds a piece.
+
+        Raises:
+            FrameError: None begins there, or it has another size.
+        """
+        index, rest = divmod(offset_bytes, self.offer.piece_bytes)
+        if rest or not 0 <= index < len(self.offer.checksums):
+            raise FrameError(f"no piece of the copy begins at byte {offset_bytes}")
+        start, stop = self.offer.span(index)
+        if piece.size != stop - start:
+            raise FrameError(
+                f"a piece of {piece.size} bytes at byte {start}, expected {stop - start}"
+            )
+        if self.buffer is None:
+            self.buffer = np.empty(self.offer.packing.size_bytes, np.uint8)
+        self.buffer[start:stop] = piece
+        self.came.add(index)
+        self.came_bytes += piece.size
+
+    def complete(self, manifest: Manifest) -> str:
+        """Fetches what lies here already and checks everything. Slow.
+
+        Returns:
+            What is wrong; "": nothing.
+        """
+        if self.offer.manifest != manifest:
+            return f"its seal says {manifest}, it was offered as {self.offer.manifest}"
+        if self.missing:
+            return f"{len(self.missing)} of {len(self.offer.checksums)} pieces did not come"
+        if self.buffer is None:
+            self.buffer = np.empty(self.offer.packing.size_bytes, np.uint8)
+        files: dict[Path, np.ndarray] = {}
+        for index, (source, offset) in self.local.items():
+            if index in self.came:
+                continue
+            if isinstance(source, OnDisk):
+                try:
+                    if source.path not in files:
+                        files[source.path] = source.read()
+                except RecordError as exc:
+                    return exc.message
+                source = files[source.path]
+            start, stop = self.offer.span(index)
+            self.buffer[start:stop] = source[offset : offset + stop - start]
+        return "" if self.offer.fits(self.buffer) else "a piece's checksum does not match"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,9 +146,16 @@ class CopyStore:
         self._limits = limits
         self._own: dict[Name, CopyArrays] = {}
         """Snapshots: views on arrays that are there anyway. They count against no limit."""
-        self._memory: dict[Name, tuple[CopyArrays, int]] = {}
-        self._disk: dict[Name, _OnDisk] = {}
-        self._incomplete: dict[tuple[str, Name], _Incomplete] = {}
+        self._memory: dict[Name, _InMemory] = {}
+        self._disk: dict[Name, OnDisk] = {}
+        self._incoming: dict[tuple[str, Name], Incoming] = {}
+        self._remains: list[Incoming] = []
+        """What a fence broke off: if the same is offered again, it goes on from here. They give way
+        to whatever needs the room."""
+        self._failed: set[tuple[str, Name]] = set()
+        """Came damaged, perhaps for what was here already: next time all of it is asked for."""
+        self._reserved: dict[Name, int] = {}
+        """Bytes of files that are being written."""
 
     @property
     def limit_bytes(self) -> int:
@@ -187,24 +169,24 @@ class CopyStore:
         """A snapshot of this device's own stage becomes a copy."""
         self._own[name] = arrays
 
-    def get(self, name: Name) -> CopyArrays | None:
-        """A copy's arrays; None: it is not here.
-
-        Raises:
-            RecordError: Its file is damaged.
-        """
+    def find(self, name: Name) -> CopyArrays | OnDisk | None:
+        """A copy, or the file to read it from; None: it is not here."""
         if name in self._own:
             return self._own[name]
-        if name in self._memory:
-            return self._memory[name][0]
-        entry = self._disk.get(name)
-        return None if entry is None else _read(entry)
+        entry = self._memory.get(name)
+        if entry is not None:
+            return entry.offer.packing.arrays(entry.buffer)
+        return self._disk.get(name)
+
+    def offer(self, name: Name) -> Offer | None:
+        """As a copy that is kept for others came; None: there is none."""
+        entry = self._memory.get(name) or self._disk.get(name)
+        return None if entry is None else entry.offer
 
     def size_bytes(self, name: Name) -> int:
         """Of a copy kept for others; 0: it is not here."""
-        if name in self._memory:
-            return self._memory[name][1]
-        return self._disk[name].packing.size_bytes if name in self._disk else 0
+        offer = self.offer(name)
+        return 0 if offer is None else offer.packing.size_bytes
 
     def drop(self, name: Name) -> None:
         """Frees a copy, wherever it is."""
@@ -215,114 +197,157 @@ class CopyStore:
             entry.path.unlink(missing_ok=True)
 
     def clear(self) -> None:
+        """Frees everything."""
         for name in list(self._disk):
             self.drop(name)
-        self._own.clear()
-        self._memory.clear()
-        self._incomplete.clear()
+        for kept in (self._own, self._memory, self._incoming, self._remains, self._failed):
+            kept.clear()
 
     @property
     def memory_bytes(self) -> int:
-        """Held for others, in memory; incomplete ones too."""
-        return sum(size for _, size in self._memory.values()) + sum(
-            entry.packing.size_bytes for entry in self._incomplete.values()
-        )
+        """Held for others, in memory; incomplete ones too, but not what gives way."""
+        whole = sum(entry.buffer.size for entry in self._memory.values())
+        return whole + sum(entry.size_bytes for entry in self._incoming.values())
 
     @property
     def disk_bytes(self) -> int:
-        return sum(entry.packing.size_bytes for entry in self._disk.values())
+        """Held for others, in files."""
+        whole = sum(entry.offer.packing.size_bytes for entry in self._disk.values())
+        return whole + sum(self._reserved.values())
 
     # What arrives --------------------------------------------------------------------------------
 
-    def store_chunk(
-        self, sender: str, name: Name, offset_bytes: int, leaves: Any, piece: np.ndarray
-    ) -> None:
-        """Adds a piece; at offset 0 the copy begins anew.
-
-        Raises:
-            FrameError: It does not fit to what came before, or there is no room for the copy.
-        """
-        key = (sender, name)
-        if offset_bytes == 0:
-            self._incomplete.pop(key, None)
-            packing = Packing.read(leaves, self._room_bytes)
-            self._incomplete[key] = _Incomplete(packing, np.empty(packing.size_bytes, np.uint8))
-        entry = self._incomplete.get(key)
-        stop = offset_bytes + piece.size
-        if entry is None:
-            return  # the beginning was refused or dropped: the seal will not match
-        if offset_bytes != entry.filled_bytes or stop > entry.packing.size_bytes:
-            del self._incomplete[key]
-            raise FrameError(
-                f"a chunk of copy {name} from {sender} at byte {offset_bytes}, expected"
-                f" {entry.filled_bytes} of {entry.packing.size_bytes}"
-            )
-        entry.buffer[offset_bytes:stop] = piece
-        entry.filled_bytes = stop
-
-    def take_incomplete(self, sender: str, name: Name) -> _Incomplete | None:
-        """What has come of a copy, to be checked and kept; it is not incomplete any more."""
-        return self._incomplete.pop((sender, name), None)
-
-    def drop_incomplete(self) -> None:
-        self._incomplete.clear()
-
-    def keep(self, name: Name, entry: _Incomplete, manifest: Manifest) -> bool:
-        """Checks a copy and makes it whole at once: in memory, or on disk after fsync. Slow: call
-        it in a thread.
+    def offered(self, sender: str, name: Name, offer: Offer) -> tuple[int, ...]:
+        """A copy is going to come.
 
         Returns:
-            Whether it matched its manifest, and there was room.
+            The pieces that must be sent; all others are here.
+
+        Raises:
+            FrameError: There is no room for it.
         """
-        packing = entry.packing
-        checksum = new_checksum()
-        checksum.update(entry.buffer.data)
-        found = Manifest(
-            leaves=packing.leaves,
-            size_bytes=packing.size_bytes,
-            checksum=checksum.hexdigest(),
-        )
-        if found != manifest or entry.filled_bytes != packing.size_bytes:
-            logger.error("copy %s is damaged: %s, its seal says %s", name, found, manifest)
-            return False
-        if self.memory_bytes + packing.size_bytes <= self._limits.memory_bytes:
-            self._memory[name] = packing.arrays(entry.buffer), packing.size_bytes
-            return True
+        self._check_room(offer.packing.size_bytes)
+        self._incoming.pop((sender, name), None)
+        entry = Incoming(offer)
+        if (sender, name) in self._failed:
+            self._failed.remove((sender, name))
+        else:
+            entry = self._taken_up(offer) or entry
+            known = self._known()
+            entry.local = {i: known[c] for i, c in enumerate(offer.checksums) if c in known}
+        self._incoming[sender, name] = entry
+        while len(self._incoming) > MOST_OFFERS:
+            del self._incoming[next(iter(self._incoming))]
+        return entry.missing
+
+    def _known(self) -> dict[str, tuple[np.ndarray | OnDisk, int]]:
+        """Checksum -> where such a piece lies."""
+        known: dict[str, tuple[np.ndarray | OnDisk, int]] = {}
+        for kept in (*self._memory.values(), *self._disk.values()):
+            source = kept.buffer if isinstance(kept, _InMemory) else kept
+            for index, piece in enumerate(kept.offer.checksums):
+                known.setdefault(piece, (source, kept.offer.span(index)[0]))
+        return known
+
+    def _taken_up(self, offer: Offer) -> Incoming | None:
+        """An attempt that broke off, where it broke off: in its memory, with its pieces."""
+        for index, old in enumerate(self._remains):
+            if old.offer.manifest == offer.manifest and old.offer.piece_bytes == offer.piece_bytes:
+                del self._remains[index]
+                return Incoming(offer, buffer=old.buffer, came=old.came)
+        return None
+
+    def store_piece(self, sender: str, name: Name, offset_bytes: int, piece: np.ndarray) -> None:
+        """Adds a piece of what was offered; of what was not, or was refused, it goes nowhere.
+
+        Raises:
+            FrameError: It does not fit to the offer, or there is no room any more.
+        """
+        entry = self._incoming.get((sender, name))
+        if entry is None:
+            return  # the seal will not match
+        try:
+            if entry.buffer is None:
+                self._check_room(entry.offer.packing.size_bytes)
+            entry.put(offset_bytes, piece)
+        except FrameError as exc:
+            del self._incoming[sender, name]
+            raise FrameError(f"copy {name} of {sender}: {exc.message}") from exc
+
+    def incoming(self, sender: str, name: Name) -> Incoming | None:
+        """What has come of a copy."""
+        return self._incoming.get((sender, name))
+
+    def forget(self, sender: str, name: Name) -> None:
+        """It came damaged."""
+        self._incoming.pop((sender, name), None)
+        self._failed.add((sender, name))
+
+    def break_off(self) -> None:
+        """Nothing is on its way any more (R6). Bytes that came stay, as bytes: should a copy with
+        the same checksums be offered in a later epoch, only the rest is sent."""
+        self._remains += [entry for entry in self._incoming.values() if entry.came]
+        self._incoming.clear()
+        self._make_way(0)
+
+    def keep(self, sender: str, name: Name) -> OnDisk | None:
+        """A checked copy is whole at once; or, where memory has no room, is to be written: then
+        `written` makes it so.
+
+        Raises:
+            FrameError: There is no room on the disk either.
+        """
+        entry = self._incoming.pop((sender, name))
+        assert entry.buffer is not None, "it was completed"
+        size_bytes = entry.buffer.size
+        if self.memory_bytes + size_bytes <= self._limits.memory_bytes:
+            self._memory[name] = _InMemory(entry.offer, entry.buffer)
+            return None
         folder = self._limits.folder
-        if folder is None or self.disk_bytes + packing.size_bytes > self._limits.disk_bytes:
-            logger.error("no room for copy %s of %d bytes", name, packing.size_bytes)
-            return False
-        path = folder / ("copy-" + "-".join(map(str, name)))
-        _write(path, entry.buffer)
-        self._disk[name] = _OnDisk(path, packing, manifest.checksum)
-        return True
+        if folder is None or self.disk_bytes + size_bytes > self._limits.disk_bytes:
+            raise FrameError(f"no room for a copy of {size_bytes} bytes")
+        self._reserved[name] = size_bytes
+        return OnDisk(entry.offer, folder / ("copy-" + "-".join(map(str, name))))
+
+    def written(self, name: Name, entry: OnDisk | None) -> None:
+        """The file is there; None: it could not be written."""
+        del self._reserved[name]
+        if entry is not None:
+            self._disk[name] = entry
+
+    def _check_room(self, size_bytes: int) -> None:
+        room_bytes = self.room_bytes
+        if size_bytes > room_bytes:
+            raise FrameError(
+                f"a copy of {size_bytes} bytes is more than the {room_bytes} bytes that are free"
+            )
+        self._make_way(size_bytes)
+
+    def _make_way(self, size_bytes: int) -> None:
+        """Drops remains, the oldest first, until they fit beside a new copy."""
+        room_bytes = self.room_bytes - size_bytes
+        while self._remains and sum(entry.size_bytes for entry in self._remains) > room_bytes:
+            del self._remains[0]
 
     @property
-    def _room_bytes(self) -> int:
+    def room_bytes(self) -> int:
+        """The largest copy that could be taken now."""
         limits = self._limits
         in_memory = limits.memory_bytes - self.memory_bytes
         on_disk = limits.disk_bytes - self.disk_bytes if limits.folder is not None else 0
         return max(in_memory, on_disk, 0)
 
 
-def _write(path: Path, buffer: np.ndarray) -> None:
-    """Temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+def write(entry: OnDisk, buffer: np.ndarray) -> None:
+    """Temporary name, fsync, rename. Slow.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    entry.path.parent.mkdir(parents=True, exist_ok=True)
+    part = entry.path.with_suffix(".part")
     with part.open("wb") as file:
         file.write(buffer.data)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _read(entry: _OnDisk) -> CopyArrays:
-    try:
-        data = entry.path.read_bytes()
-    except OSError as exc:
-        raise RecordError(f"{entry.path}: the copy cannot be read: {exc}") from exc
-    checksum = new_checksum()
-    checksum.update(data)
-    if len(data) != entry.packing.size_bytes or checksum.hexdigest() != entry.checksum:
-        raise RecordError(f"{entry.path}: damaged: the copy's checksum does not match")
-    return entry.packing.arrays(np.frombuffer(data, np.uint8))
+    part.replace(entry.path)

@@ -1,4 +1,4 @@
-"""What the machine demands of copies: keeping own snapshots, taking those of others, sending them.
+"""What the machine demands of copies: keeping own snapshots, taking those of others.
 
 Between the machine's actions and the store of bytes (`copies`). Slow parts run in threads. Decides
 nothing: who may leave a copy here, and when one is dropped, the machine says.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from ..protocol import member_events as ev
 from ..protocol.common import Slot
 from ..protocol.evidence import Copy
 from ..protocol.recovery_messages import Manifest
-from .copies import CopyArrays, CopyLimits, CopyStore, Name, Packing, new_checksum
+from . import packing
+from .copies import CopyLimits, CopyStore, Name, OnDisk, write
 from .envelope import Envelope, Key
+from .packing import CopyArrays, Offer
 from .slots import Slots
 from .stage import HeldStage
 
@@ -34,14 +37,27 @@ class DamagedCopyError(RecordError):
         self.copy = copy
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A copy that is to be sent."""
+
+    offer: Offer
+    arrays: CopyArrays = field(repr=False)
+
+    def piece(self, index: int) -> np.ndarray:
+        """One of its pieces. Slow."""
+        return self.offer.packing.piece(self.arrays, index, self.offer.piece_bytes)
+
+
 class Keeper:
     """The copies of one agent, as the machine names them."""
 
     def __init__(self, limits: CopyLimits, slots: Slots) -> None:
         self.store = CopyStore(limits)
         self._slots = slots
-        self._manifests: dict[Name, Manifest] = {}
-        """Of copies that were sent: equal names, equal bytes."""
+        self._offers: dict[Name, Offer] = {}
+        """Of own snapshots that were sent: equal names, equal bytes."""
+        self._came_bytes: dict[Name, int] = {}
 
     def do(
         self, action: ev.MemberAction, envelope: Envelope | None, held: HeldStage | None
@@ -59,10 +75,11 @@ class Keeper:
             case ev.DropCopies(copies=copies):
                 for copy in copies:
                     self.store.drop(copy.name)
-                    self._manifests.pop(copy.name, None)
+                    self._offers.pop(copy.name, None)
+                    self._came_bytes.pop(copy.name, None)
                     self._slots.drop(_state_slot(copy))
             case ev.StoreChunk():
-                self._store_chunk(action, envelope)
+                self._store_piece(action, envelope)
             case _:
                 return False
         return True
@@ -70,30 +87,70 @@ class Keeper:
     def _verdict(self, copy: Copy) -> Mapping[Key, Any]:
         return self._slots.get(Slot(kind="verdict", step=copy.version - 1))
 
-    def _store_chunk(self, action: ev.StoreChunk, envelope: Envelope | None) -> None:
+    # What arrives --------------------------------------------------------------------------------
+
+    def offered(self, sender: str, name: Name, plain: Any) -> tuple[int, ...]:
+        """A copy is going to come; the pieces that are wanted. None, if there is no room: the seal
+        will not match then.
+
+        Raises:
+            FrameError: It is no offer.
+        """
+        offer = Offer.read(plain, max(self.store.limit_bytes, 1))
+        try:
+            return self.store.offered(sender, name, offer)
+        except FrameError as exc:
+            logger.error("%s: refused: %s", sender, exc.message)
+            return ()
+
+    def _store_piece(self, action: ev.StoreChunk, envelope: Envelope | None) -> None:
         groups = envelope.groups if envelope is not None else ()
         pieces = [array for group in groups for array in group.values()]
         if len(pieces) != 1 or pieces[0].dtype != np.uint8 or pieces[0].ndim != 1:
             logger.error("a chunk from %s without its bytes was dropped", action.sender)
             return
-        leaves = envelope.extra.get("leaves") if envelope is not None else None
         try:
-            self.store.store_chunk(
-                action.sender, action.copy.name, action.offset_bytes, leaves, pieces[0]
-            )
+            self.store.store_piece(action.sender, action.copy.name, action.offset_bytes, pieces[0])
         except FrameError as exc:
-            logger.error("%s: refused: %s", action.sender, exc)
+            logger.error("%s: refused: %s", action.sender, exc.message)
 
-    async def keep(self, sender: str, copy: Copy, manifest: Manifest) -> bool:
-        """Checks what came and makes it whole at once; whether it is."""
-        entry = self.store.take_incomplete(sender, copy.name)
-        if entry is None:
-            return False
+    async def keep(self, sender: str, copy: Copy, manifest: Manifest) -> int | None:
+        """Checks what came and makes it whole at once.
+
+        Returns:
+            The bytes of it that were sent, all others were here; None: it is not whole, or there is
+            no room.
+        """
+        name = copy.name
+        incoming = self.store.incoming(sender, name)
+        if incoming is None:
+            return None
+        came_bytes = incoming.came_bytes
+        fault = await asyncio.to_thread(incoming.complete, manifest)
+        if self.store.incoming(sender, name) is not incoming:
+            return None  # a fence came between
+        if fault:
+            logger.error("copy %s from %s is damaged: %s", name, sender, fault)
+            self.store.forget(sender, name)
+            return None
         try:
-            return await asyncio.to_thread(self.store.keep, copy.name, entry, manifest)
-        except OSError as exc:
-            logger.error("copy %s cannot be kept: %s", copy.name, exc)
-            return False
+            file = self.store.keep(sender, name)
+        except FrameError as exc:
+            logger.error("copy %s from %s: %s", name, sender, exc.message)
+            return None
+        if file is not None:
+            assert incoming.buffer is not None
+            try:
+                await asyncio.to_thread(write, file, incoming.buffer)
+            except OSError as exc:
+                logger.error("copy %s cannot be kept: %s", name, exc)
+                self.store.written(name, None)
+                return None
+            self.store.written(name, file)
+        self._came_bytes[name] = came_bytes
+        return came_bytes
+
+    # What is read and sent -----------------------------------------------------------------------
 
     async def gather(self, copies: Iterable[Copy]) -> dict[Key, Any]:
         """State from these copies, and the slot of the verdict that they bring.
@@ -112,11 +169,9 @@ class Keeper:
                 self._slots.fill(slot, arrays.verdict)
         return state
 
-    async def stream(
-        self, copy: Copy, held: HeldStage | None
-    ) -> AsyncIterator[tuple[np.ndarray, Mapping[str, Any]]]:
-        """A copy's bytes, piece by piece, with what goes beside the first; then `manifest` has its
-        seal. A copy that is the resident state itself is read from there: it is frozen.
+    async def outgoing(self, copy: Copy, held: HeldStage | None) -> Outgoing:
+        """A copy to be sent. One that is the resident state itself is read from there: it is
+        frozen.
 
         Raises:
             DamagedCopyError: It cannot be read.
@@ -125,51 +180,40 @@ class Keeper:
         if arrays is None:
             assert held is not None, "the machine sends only what is there"
             arrays = CopyArrays(state=held.worker.snapshot(), verdict=self._verdict(copy))
-        packing = Packing.of(arrays)
-        checksum = new_checksum()
-        extra: Mapping[str, Any] = {"leaves": packing.to_plain()}
-        pieces = packing.chunks(arrays)
-
-        def next_piece() -> np.ndarray | None:
-            piece = next(pieces, None)
-            if piece is not None:
-                checksum.update(piece.data)
-            return piece
-
-        while (piece := await asyncio.to_thread(next_piece)) is not None:
-            yield piece, extra
-            extra = {}
-        self._manifests[copy.name] = Manifest(
-            leaves=packing.leaves,
-            size_bytes=packing.size_bytes,
-            checksum=checksum.hexdigest(),
-        )
+        offer = self.store.offer(copy.name) or self._offers.get(copy.name)
+        if offer is None:
+            offer = await asyncio.to_thread(Offer.of, arrays, packing.PIECE_BYTES)
+            self._offers[copy.name] = offer
+        return Outgoing(offer, arrays)
 
     async def _read(self, copy: Copy) -> CopyArrays | None:
+        found = self.store.find(copy.name)
+        if not isinstance(found, OnDisk):
+            return found
         try:
-            return await asyncio.to_thread(self.store.get, copy.name)
+            buffer = await asyncio.to_thread(found.read)
         except RecordError as exc:
             raise DamagedCopyError(copy, exc.message) from exc
+        return found.offer.packing.arrays(buffer)
 
-    def manifest(self, copy: Copy) -> Manifest:
-        """Of a copy whose stream has ended."""
-        return self._manifests[copy.name]
-
-    def size_bytes(self, copies: Iterable[Copy]) -> int:
-        """Of those that are here for others."""
-        return sum(self.store.size_bytes(copy.name) for copy in copies)
+    def came_bytes(self, copies: Iterable[Copy]) -> int:
+        """Of those that are here for others, what crossed the wire."""
+        return sum(self._came_bytes.get(copy.name, 0) for copy in copies)
 
     def drop_unless_known(self, copy: Copy, known: Iterable[Copy]) -> None:
         """Frees a copy that became whole too late to count."""
         if all(have.name != copy.name for have in known):
             self.store.drop(copy.name)
 
-    def drop_incomplete(self) -> None:
-        self.store.drop_incomplete()
+    def break_off(self) -> None:
+        """A fence: nothing is on its way any more."""
+        self.store.break_off()
 
     def clear(self) -> None:
+        """Frees everything."""
         self.store.clear()
-        self._manifests.clear()
+        self._offers.clear()
+        self._came_bytes.clear()
 
 
 def _state_slot(copy: Copy) -> Slot:

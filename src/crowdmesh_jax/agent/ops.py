@@ -225,7 +225,8 @@ class StageOps:
 
     def _adopt(self, slot: Slot) -> None:
         held = self.stage
-        values = self._slots.take(slot)
+        values = self._slots.get(slot)
+        self._slots.drop_unlogged(slot)
 
         def call() -> None:
             held.worker.set_borrowed({k: v for k, v in values.items() if k in held.borrowed_keys})

@@ -59,8 +59,9 @@ class Slots:
         self._free(slot for slot in self._groups if slot.step >= step and slot.kind != "state")
 
     def drop_logs(self, step: int) -> None:
-        """Drops logged slots of steps below `step`, and verdicts of steps below `step` - 1."""
-        self._free(slot for slot in self._logged if slot.step < step)
+        """Drops logged slots that steps below `step` need, and verdicts below `step` - 1. What was
+        lent by a step is needed by the next one."""
+        self._free(s for s in self._logged if s.step + (s.kind == "tied") < step)
         self._free(s for s in self._groups if s.kind == "verdict" and s.step < step - 1)
 
     def clear(self) -> None:

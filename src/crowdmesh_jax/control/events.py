@@ -90,6 +90,32 @@ class WaveKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyStored:
+    """A device said that it holds a copy of these layers, whole: its own stage's, or another's."""
+
+    device: str
+    first_layer: int
+    last_layer: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyGone:
+    """The copy of these layers that a device said it held is damaged, or not there."""
+
+    device: str
+    first_layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFailed:
+    """A wave was given up since this holder did not store a copy that its owner has."""
+
+    device: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramCompiled:
     """A device has what `key` names ready: programs of a stage, and its rows."""
 
@@ -131,7 +157,7 @@ class Tick:
 
 ControlEvent = (
     Joined | Lost | Departing | Running | StepCommitted | ProgramCompiled | PlanSolved
-    | OwnersNeeded | WaveKept | HoldersWanted | Tick
+    | OwnersNeeded | WaveKept | HoldersWanted | Tick | CopyStored | CopyGone | TransferFailed
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -191,7 +217,8 @@ _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         Joined, Lost, Departing, Running, StepCommitted, ProgramCompiled, PlanSolved, OwnersNeeded,
-        WaveKept, HoldersWanted, Tick, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
+        WaveKept, HoldersWanted, Tick, CopyStored, CopyGone, TransferFailed, Solve, Compile,
+        AskChange, AskHolders, AskInterval, Answer,
     )
 }  # fmt: skip
 

@@ -1,11 +1,12 @@
 """The policy machine: from what is known of a run to what is made ready, asked for and answered.
 
-Running        idle devices compile the stages that they would take; plans for losses that none
-               of them could take are solved ahead
+Running        idle devices compile the stages that they would take; plans for losses, single and
+               double, that they could not take are solved ahead
 OwnersNeeded   an idle device that holds the copy and the programs; else a plan made ahead; else
                one is solved now
 Joined         after a while: members by an epoch without a loss, if there is something for them
-Departing      its stage goes to an idle device before it leaves
+Departing      its stage goes to an idle device before it leaves, rather one that has a copy
+TransferFailed copies go to another holder
 PlanSolved     taken at the next standstill if it saves more than the change costs
 """
 
@@ -21,29 +22,26 @@ from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from ..propagation.interval import interval_steps
 from ..protocol import OwnersChoice, OwnersNeed, choose_owners
-from ..protocol.evidence import LayerHolders
-from ..protocol.owners import DeviceFacts, ring_holders
+from ..protocol.owners import DeviceFacts
 from . import events as ev
-from .state import ControlState
+from .ahead import compile_for_idle, losses_ahead, plan_ahead
+from .holding import (
+    drop_beyond,
+    forget,
+    holders_for,
+    on_copy_gone,
+    on_copy_stored,
+    on_transfer_failed,
+    version_held,
+)
+from .state import KEPT_PLANS, ControlState
+from .turn import Turn, holders_of
 
-KEPT_PLANS = 32
 KEPT_COSTS = 5
 WINDOW = 64
 LEAST_USUAL = 8
 """Steps without a wave before anything is learned of one."""
 Result = tuple[ControlState, tuple[ev.ControlAction, ...]]
-
-
-class _Turn:
-    def __init__(self, state: ControlState, now_s: float) -> None:
-        self.state, self.now_s = state, now_s
-        self.actions: list[ev.ControlAction] = []
-
-    def set(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
-
-    def do(self, action: ev.ControlAction) -> None:
-        self.actions.append(action)
 
 
 def handle(state: ControlState, event: ev.ControlEvent, now_s: float) -> Result:
@@ -52,7 +50,7 @@ def handle(state: ControlState, event: ev.ControlEvent, now_s: float) -> Result:
     Args:
         now_s: Seconds of the body's clock, which never goes back.
     """
-    turn = _Turn(state, now_s)
+    turn = Turn(state, now_s)
     _HANDLERS[type(event)](turn, event)
     return turn.state, tuple(turn.actions)
 
@@ -60,8 +58,8 @@ def handle(state: ControlState, event: ev.ControlEvent, now_s: float) -> Result:
 # Who is here ------------------------------------------------------------------------------------
 
 
-def _on_joined(turn: _Turn, event: ev.Joined) -> None:
-    state = turn.state
+def _on_joined(turn: Turn, event: ev.Joined) -> None:
+    state = turn.state = forget(turn.state, event.device)
     gone = {name: keys for name, keys in state.ready.items() if name != event.device}
     asked = {name: keys for name, keys in state.asked.items() if name != event.device}
     present = tuple(sorted({*state.present, event.device}))
@@ -70,8 +68,8 @@ def _on_joined(turn: _Turn, event: ev.Joined) -> None:
         turn.set(joined_s=turn.now_s, is_disturbed=True)
 
 
-def _on_lost(turn: _Turn, event: ev.Lost) -> None:
-    state = turn.state
+def _on_lost(turn: Turn, event: ev.Lost) -> None:
+    state = turn.state = forget(turn.state, event.device)
     if state.plan is not None and state.plan.stage_of(event.device) is not None:
         turn.set(is_disturbed=True)
     turn.set(
@@ -86,7 +84,7 @@ def _without(state: ControlState, device: str) -> dict[str, float]:
     return {name: at for name, at in state.departing.items() if name != device}
 
 
-def _on_departing(turn: _Turn, event: ev.Departing) -> None:
+def _on_departing(turn: Turn, event: ev.Departing) -> None:
     state = turn.state
     leaves_s = turn.now_s + event.leaves_in_s
     turn.set(
@@ -96,10 +94,10 @@ def _on_departing(turn: _Turn, event: ev.Departing) -> None:
     _hand_over_when_due(turn)
 
 
-def _on_tick(turn: _Turn, event: ev.Tick) -> None:
+def _on_tick(turn: Turn, event: ev.Tick) -> None:
     _hand_over_when_due(turn)
     if turn.state.is_running and not turn.state.solving:
-        _plan_ahead(turn)
+        plan_ahead(turn)
     state = turn.state
     if state.joined_s is None or turn.now_s - state.joined_s < state.terms.settle_s:
         return
@@ -114,7 +112,7 @@ def _on_tick(turn: _Turn, event: ev.Tick) -> None:
 # Hand-over --------------------------------------------------------------------------------------
 
 
-def _hand_over_when_due(turn: _Turn) -> None:
+def _hand_over_when_due(turn: Turn) -> None:
     """Moves stages off devices that leave within the lead, to idle ones that stay."""
     state = turn.state
     if not state.is_running or state.plan is None or state.wish is not None:
@@ -131,22 +129,25 @@ def _hand_over_when_due(turn: _Turn) -> None:
     for index, stage in enumerate(stages):
         if stage.device not in due or not idle:
             continue
-        holds, key = _holders_of(state.holders, stage.first_layer), state.keys[index]
+        holds, key = holders_of(state.holders, stage.first_layer), state.keys[index]
 
         heir = state.heirs.get(stage.device)
 
         def rank(
-            device: str, holds: Any = holds, key: str = key, heir: Any = heir
-        ) -> tuple[bool, bool, bool, int]:
+            device: str, stage: Any = stage, holds: Any = holds, key: str = key, heir: Any = heir
+        ) -> tuple[bool, bool, int, bool, int]:
             is_ready = key in state.ready.get(device, ())
-            return not is_ready, device != heir, device not in holds, idle.index(device)
+            newest = -version_held(state, device, stage)
+            return not is_ready, device != heir, newest, device not in holds, idle.index(device)
 
         best = min(idle, key=rank)
         left_s = state.departing[stage.device] - turn.now_s
         if rank(best)[0] and left_s > state.terms.lead_s / 2:
             continue  # it compiles: there is time for that
         idle.remove(best)
-        why = "it holds a copy" if best in holds else "it is idle"
+        version = version_held(state, best, stage)
+        is_meant = "it is to hold its copies" if best in holds else "it is idle"
+        why = f"it holds a copy of version {version}" if version >= 0 else is_meant
         words.append(f"{stage.device} hands stage {index} over to {best} ({why}) before it leaves")
         stages[index] = replace(stage, device=DeviceId(best))
     if words:
@@ -155,14 +156,10 @@ def _hand_over_when_due(turn: _Turn) -> None:
         turn.do(ev.AskChange(reason=reason))
 
 
-def _holders_of(holders: tuple[LayerHolders, ...], first_layer: int) -> tuple[str, ...]:
-    return next((e.devices for e in holders if e.first_layer == first_layer), ())
-
-
 # An epoch runs ----------------------------------------------------------------------------------
 
 
-def _on_running(turn: _Turn, event: ev.Running) -> None:
+def _on_running(turn: Turn, event: ev.Running) -> None:
     turn.set(
         plan=event.plan,
         epoch=event.epoch,
@@ -179,68 +176,12 @@ def _on_running(turn: _Turn, event: ev.Running) -> None:
         stages_wanted=turn.state.stages_wanted or len(event.plan.devices),
         began_s=turn.now_s,
     )
-    _compile_for_idle(turn)
+    turn.set(ahead=losses_ahead(turn.state))
+    drop_beyond(turn, event.step)
+    compile_for_idle(turn)
 
 
-def _compile_for_idle(turn: _Turn) -> None:
-    """Idle devices make ready what they would take; what they hold a copy of comes first."""
-    state = turn.state
-    plan = state.plan
-    assert plan is not None
-    wanted = []
-    for index, stage in enumerate(plan.stages):
-        holds = _holders_of(state.holders, stage.first_layer)
-        for order, device in enumerate(state.idle()):
-            wanted.append((device not in holds, index, order, device))
-    for _, index, _, device in sorted(wanted):
-        _compile(turn, device, plan, index)
-
-
-def _compile(turn: _Turn, device: str, plan: PipelinePlan, stage: int) -> None:
-    """Sends a stage to a device, once."""
-    state = turn.state
-    name = stage_name(plan, stage)
-    if name in state.asked.get(device, ()):
-        return
-    turn.set(asked={**state.asked, device: (*state.asked.get(device, ()), name)})
-    turn.do(ev.Compile(device=device, plan=plan, stage=stage))
-
-
-def stage_name(plan: PipelinePlan, stage: int) -> str:
-    """Tells a stage's programs from others', as far as a plan tells."""
-    item = plan.stages[stage]
-    place = f"{stage}/{len(plan.stages)}"
-    return f"{item.first_layer}-{item.last_layer} {place}{' recomputed' if item.recompute else ''}"
-
-
-def _plan_ahead(turn: _Turn) -> None:
-    """One plan at a time: for those who are here, if they are others than at first; then for single
-    losses that no idle device could take. Not in the first seconds: a run may be short."""
-    state = turn.state
-    terms, plan = state.terms, state.plan
-    assert plan is not None
-    if turn.now_s - state.began_s < terms.settle_s or state.step + 1 >= state.steps:
-        return
-    wanted = []
-    if terms.replan and state.is_disturbed:
-        wanted.append(state.candidates())
-    if terms.standby and not state.idle():
-        wanted += [tuple(d for d in state.party if d != lost) for lost in plan.devices]
-    for devices in wanted:
-        if devices and state.plan_for(devices) is None:
-            _solve(turn, devices)
-            return
-
-
-def _solve(turn: _Turn, devices: tuple[str, ...], *, urgent: bool = False) -> None:
-    state = turn.state
-    if devices in state.solving and not urgent:
-        return
-    turn.set(solving=(*state.solving, devices))
-    turn.do(ev.Solve(devices=devices, urgent=urgent))
-
-
-def _on_step(turn: _Turn, event: ev.StepCommitted) -> None:
+def _on_step(turn: Turn, event: ev.StepCommitted) -> None:
     state = turn.state
     turn.set(step=event.step + 1)
     if event.step_s is None:
@@ -251,15 +192,15 @@ def _on_step(turn: _Turn, event: ev.StepCommitted) -> None:
         turn.set(usual_s=(*state.usual_s, event.step_s)[-WINDOW:])
 
 
-def _on_holders_wanted(turn: _Turn, event: ev.HoldersWanted) -> None:
+def _on_holders_wanted(turn: Turn, event: ev.HoldersWanted) -> None:
     state = turn.state
     if state.is_running and event.holders != state.holders:
         turn.set(holders=event.holders)
         turn.do(ev.AskHolders(holders=event.holders))
-        _compile_for_idle(turn)
+        compile_for_idle(turn)
 
 
-def _on_wave_kept(turn: _Turn, event: ev.WaveKept) -> None:
+def _on_wave_kept(turn: Turn, event: ev.WaveKept) -> None:
     """What the wave cost is what its steps took beyond the usual; from that and the hazard follows
     how often it is worth it (Young and Daly, see `propagation.interval`)."""
     state = turn.state
@@ -289,7 +230,7 @@ def _on_wave_kept(turn: _Turn, event: ev.WaveKept) -> None:
     turn.do(ev.AskInterval(steps=best.steps, why=why))
 
 
-def _on_compiled(turn: _Turn, event: ev.ProgramCompiled) -> None:
+def _on_compiled(turn: Turn, event: ev.ProgramCompiled) -> None:
     state = turn.state
     keys = tuple(sorted({*state.ready.get(event.device, ()), event.key}))
     turn.set(ready={**state.ready, event.device: keys})
@@ -299,7 +240,7 @@ def _on_compiled(turn: _Turn, event: ev.ProgramCompiled) -> None:
 # Plans that were made ---------------------------------------------------------------------------
 
 
-def _on_solved(turn: _Turn, event: ev.PlanSolved) -> None:
+def _on_solved(turn: Turn, event: ev.PlanSolved) -> None:
     state = turn.state
     turn.set(
         solving=tuple(devices for devices in state.solving if devices != event.devices),
@@ -309,11 +250,11 @@ def _on_solved(turn: _Turn, event: ev.PlanSolved) -> None:
         _answer_with(turn, state.need, event)
     elif event.plan is not None:
         for index, stage in enumerate(event.plan.stages):
-            _compile(turn, stage.device, event.plan, index)
+            turn.compile(stage.device, event.plan, index)
         _change_when_it_pays(turn)
 
 
-def _change_when_it_pays(turn: _Turn) -> None:
+def _change_when_it_pays(turn: Turn) -> None:
     """A better plan for exactly those who are here, compiled by all of its devices."""
     state = turn.state
     terms, plan = state.terms, state.plan
@@ -341,7 +282,7 @@ def _change_when_it_pays(turn: _Turn) -> None:
 # Who takes over ---------------------------------------------------------------------------------
 
 
-def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
+def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
     state = turn.state
     need = event.need
     turn.set(is_running=False)
@@ -353,12 +294,14 @@ def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
         str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
         for device in need.devices
     }
-    leaving = {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
+    leaving = _leaving(turn)
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
-    copies, room = state.terms.copies, state.terms.room
-    choice = choose_owners(staying, facts=facts, copies=copies, room=room)
+    choice = choose_owners(staying, facts=facts)
+    among = staying
     if choice.plan is None and leaving:
-        choice = choose_owners(need, facts=facts, copies=copies, room=room)
+        choice, among = choose_owners(need, facts=facts), need
+    if choice.plan is not None:
+        choice = replace(choice, holders=holders_for(state, choice.plan, among.devices))
     if choice.plan is not None or not need.devices:
         turn.do(ev.Answer(epoch=need.epoch, choice=choice))
         return
@@ -368,7 +311,13 @@ def _on_need(turn: _Turn, event: ev.OwnersNeeded) -> None:
     if made is not None:
         _answer_with(turn, need, made)
     else:
-        _solve(turn, devices, urgent=True)
+        turn.solve(devices, urgent=True)
+
+
+def _leaving(turn: Turn) -> set[str]:
+    """Who departs within the lead."""
+    state = turn.state
+    return {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
 
 
 def _compiled(
@@ -382,7 +331,7 @@ def _compiled(
     )
 
 
-def _answer_with(turn: _Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
+def _answer_with(turn: Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
     if made.plan is None:
         reason = f"no idle device can take what was lost, and no other plan fits: {made.reason}"
         turn.do(ev.Answer(epoch=need.epoch, choice=OwnersChoice(plan=None, reason=reason)))
@@ -391,15 +340,17 @@ def _answer_with(turn: _Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
     _answer(turn, need, made.plan, f"no idle device is left; layers are cut anew ({stages})")
 
 
-def _answer(turn: _Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
-    terms = turn.state.terms
-    holders = ring_holders(plan, need.devices, copies=terms.copies, room=terms.room)
+def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
+    # Who leaves is idle once its stage has moved, and would be the first to be given copies.
+    leaving = _leaving(turn)
+    staying = tuple(device for device in need.devices if device not in leaving)
+    holders = holders_for(turn.state, plan, staying)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)
     turn.do(ev.Answer(epoch=need.epoch, choice=choice))
 
 
-_HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
+_HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Joined: _on_joined,
     ev.Lost: _on_lost,
     ev.Departing: _on_departing,
@@ -410,5 +361,8 @@ _HANDLERS: dict[type, Callable[[_Turn, Any], None]] = {
     ev.OwnersNeeded: _on_need,
     ev.WaveKept: _on_wave_kept,
     ev.HoldersWanted: _on_holders_wanted,
+    ev.CopyStored: on_copy_stored,
+    ev.CopyGone: on_copy_gone,
+    ev.TransferFailed: on_transfer_failed,
     ev.Tick: _on_tick,
 }

@@ -12,6 +12,9 @@ from ..protocol.evidence import LayerHolders
 from ..protocol.owners import CopyRoom
 from .events import PlanSolved
 
+KEPT_PLANS = 32
+"""That were made and may be used."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlTerms:
@@ -22,8 +25,13 @@ class ControlTerms:
     settle_s: float = 1.0
     """Who joined is looked at after so long: others may follow."""
     standby: bool = True
-    """Plans for single losses that no idle device could take are solved, exported and compiled
-    ahead."""
+    """Plans for losses that idle devices could not take are solved, exported and compiled ahead."""
+    doubles: int = 4
+    """How many of them are for several devices lost at once, the likeliest."""
+    losses_per_s: Mapping[str, float] = field(default_factory=dict)
+    """Device -> how often it is lost, a second. Not named: never."""
+    hazards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device -> names of the groups that are lost with it. Not named: nothing is."""
     replan: bool = True
     """Cut anew when that pays, though nobody was lost."""
     pause_s: float = 0.5
@@ -32,6 +40,8 @@ class ControlTerms:
     """A change must save so many times what it costs; so plans do not flap."""
     room: CopyRoom | None = None
     """For copies; None: everywhere enough."""
+    is_ring: bool = True
+    """Copies go round the ring of devices; False: a replication policy places them."""
     learn_interval: bool = True
     """Waves come as often as their measured cost and the hazard make best; else as they are."""
     loss_per_s: float = 4e-5
@@ -50,6 +60,16 @@ class ControlTerms:
             raise InvalidValueError(
                 f"control: copies and worth must be >= 1, got {self.copies} and {self.worth}"
             )
+        if self.doubles < 0:
+            raise InvalidValueError(f"control: doubles must be >= 0, got {self.doubles}")
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Name of each hazard -> its devices."""
+        found: dict[str, list[str]] = {}
+        for device in sorted(self.hazards):
+            for name in self.hazards[device]:
+                found.setdefault(name, []).append(device)
+        return {name: tuple(found[name]) for name in sorted(found)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +107,12 @@ class ControlState:
     """Of the steps since the open wave began."""
     wave_costs_s: tuple[float, ...] = ()
     """What the last waves cost: the time of their steps beyond the usual."""
+    stored: Mapping[str, tuple[tuple[int, tuple[int, int]], ...]] = field(default_factory=dict)
+    """Device -> (first layer, (last layer, version)) of the newest copies that it said it has."""
+    failed: tuple[str, ...] = ()
+    """Holders that did not store what they should, since they last did."""
+    ahead: tuple[tuple[str, ...], ...] = ()
+    """Losses, in this epoch, for which plans are made ahead."""
     solved: tuple[PlanSolved, ...] = ()
     """Plans made ahead, newest last."""
     solving: tuple[tuple[str, ...], ...] = ()

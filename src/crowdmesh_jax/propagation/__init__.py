@@ -1,4 +1,4 @@
-"""Who holds what, how fresh, at what byte budget; standby plans; hand-over.
+"""Who holds what, how fresh, at what byte budget; likely losses; hand-over.
 
 The deciding part: pure functions of a plan, of what was seen so far and of what stands. Nothing
 here sends a byte or reads a clock; the runtime and the simulator do what it says.
@@ -6,7 +6,6 @@ docs/propagation.md has the rules with their derivations.
 """
 
 from .budget import Budget, copy_bytes, hosted_bytes, rooms, stage_need
-from .chunks import Assembly, ChunkMove, Manifest, TransferPlan, checksum, plan_transfer
 from .foresight import Ahead, ChainChoice, ChainRule, best_chain
 from .groups import HazardGroups
 from .handover import (
@@ -56,23 +55,13 @@ from .seats import (
     Unprotected,
     feasible,
 )
-from .standby import (
-    LayerMove,
-    StageKey,
-    StandbyPlan,
-    programs_ahead,
-    stage_key,
-    standby_plans,
-)
 
 __all__ = [
     "Ahead",
-    "Assembly",
     "Budget",
     "CentralPolicy",
     "ChainChoice",
     "ChainRule",
-    "ChunkMove",
     "Costs",
     "Departure",
     "Handover",
@@ -83,10 +72,8 @@ __all__ = [
     "Holding",
     "IfLost",
     "Interval",
-    "LayerMove",
     "LayerRow",
     "Loss",
-    "Manifest",
     "MobilityPolicy",
     "NeighbourPolicy",
     "NextStagePolicy",
@@ -101,15 +88,11 @@ __all__ = [
     "ReplicaReport",
     "ReplicationPolicy",
     "Room",
-    "StageKey",
-    "StandbyPlan",
     "StandbyWish",
     "Target",
-    "TransferPlan",
     "Unprotected",
     "best_chain",
     "check_decision",
-    "checksum",
     "copy_bytes",
     "decide_handover",
     "exact_overhead",
@@ -123,13 +106,9 @@ __all__ = [
     "make_replication_policy",
     "overhead",
     "place",
-    "plan_transfer",
-    "programs_ahead",
     "replica_report",
     "replication_policies",
     "rooms",
-    "stage_key",
     "stage_need",
-    "standby_plans",
     "worth_s",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from .groups import HazardGroups
 from .handover import Departure, Handover
 from .report import Holding
 from .seats import Unprotected
-from .standby import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +113,16 @@ class PolicyView:
         return self.plan.devices
 
 
+Mode = Literal["take_over", "spread", "recut"]
+"""What becomes of lost layers: "take_over": they go whole to an idle device, else all are cut anew.
+"spread": to both neighbours in proportion to their speed (Asteroid). "recut": always a new cut
+(FTPipeHD)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandbyWish:
-    """Which losses a policy wants plans for, and of which kind."""
+    """Which losses a policy wants plans for, and of which kind: what its paper does. Runs do not
+    ask: all of them go by the rule of `control`."""
 
     mode: Mode | None = None
     """None: it plans nothing ahead."""

@@ -83,6 +83,7 @@ def open_epoch(turn: RunTurn, lost: tuple[DeviceId, ...], reason: str) -> None:
         change_reason=None,
         assigned=0,
         acks=(),
+        wave_bytes=0,
         was_resumed=False,
         opened_at=max(state.committed, state.opened_at),
     )

@@ -2,7 +2,7 @@
 
 If the journal's last epoch was resumed and every member says that it runs in it, nothing else
 happens: they trained on. Otherwise the next epoch is opened and decided afresh; an old one is never
-finished, and no number is used twice.
+finished, and no number is used twice. If the journal has the run's end, who says Hello is released.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ def on_restart(turn: RunTurn, event: ev.Restart) -> None:
         raise ProtocolError("a run without recovery cannot be taken up again by its journal")
     turn.state = remember(turn.state, event.start, event.records)
     state = turn.state
+    if state.finished is not None:
+        why = "set for members to come and be released"
+        turn.enter(Phase.ATTACHING, turn.wait_for("Hello", state.crew, terms.attach_s, why))
+        return
     turn.journal(
         records.Term(run=state.run, term=state.term, config_sha256=event.start.config_sha256)
     )
@@ -120,7 +124,9 @@ def _apply(state: CoordinatorState, record: records.Record) -> CoordinatorState:
             if not ledger:
                 state = replace(state, checkpoint=version, checkpoint_tag=epoch)
             return replace(state, durable=max(version, state.durable))
-        case records.Finish() | records.Halted():
+        case records.Finish():
+            return replace(state, finished=record)
+        case records.Halted():
             raise ProtocolError(f"run {state.run!r} is over: {type(record).__name__}")
         case _:
             return state
@@ -131,7 +137,29 @@ def on_hello_attaching(turn: RunTurn, sender: str, hello: msg.Hello) -> None:
     state = turn.state
     members = {**state.members, sender: MemberInfo(hello=hello, heard_s=turn.now_s)}
     turn.set(members=members)
+    if state.finished is not None:
+        _release(turn, sender)
+        return
     turn.send(sender, msg.Attach(run=state.run, term=state.term))
+
+
+def _release(turn: RunTurn, device: str) -> None:
+    """The coordinator before ended between Finish and Release: the result is safe, and its members
+    wait to hear of it. When all have, or may have, the run has ended."""
+    turn.send(device, msg.Release(**turn.of_epoch))
+    state = turn.state
+    missing = tuple(member for member in state.crew if member not in state.members)
+    if state.wait is not None:
+        turn.set(wait=replace(state.wait, devices=missing))
+    if not missing:
+        _end(turn)
+
+
+def _end(turn: RunTurn) -> None:
+    finish = turn.state.finished
+    assert finish is not None, "asked where the journal has it"
+    turn.enter(Phase.DONE, None)
+    turn.do(ev.Complete(version=finish.version, reason=finish.reason))
 
 
 def on_lost_attaching(turn: RunTurn, device: str) -> None:
@@ -207,6 +235,9 @@ def _go_on(turn: RunTurn) -> None:
 def on_attach_late(turn: RunTurn) -> None:
     """Who is not back is lost."""
     state = turn.state
+    if state.finished is not None:
+        _end(turn)
+        return
     missing = tuple(device for device in state.crew if device not in state.attached)
     names = ", ".join(missing)
     open_epoch(turn, missing, f"the coordinator started again, and {names} did not attach")

@@ -16,6 +16,7 @@ from ..core.plan import PipelinePlan
 from ..core.schedule import Schedule
 from ..errors import ProtocolError
 from . import messages as msg
+from . import records
 from .common import Fault, Verdict
 from .coordinator_events import RecoveryTerms, Start
 from .decision import Decision
@@ -209,12 +210,16 @@ class CoordinatorState:
     """Steps between waves, where the policy has set them; else as the terms say."""
     wave_from: int = 0
     """Version of the last one that was asked for or begun."""
+    wave_bytes: int = 0
+    """What crossed the wire for the open wave, as far as its holders have acknowledged."""
     acks: tuple[Ack, ...] = ()
     evaluated: int = -1
     """Newest version whose evaluation was shown."""
     attached: Mapping[str, msg.Attached] = field(default_factory=dict)
     was_resumed: bool = False
     """The journal's last epoch had been resumed."""
+    finished: records.Finish | None = None
+    """The journal has the run's end: its members have only to be let go."""
     why_waiting: str = ""
     opened_at: int = 0
     """Steps committed when this epoch was opened."""

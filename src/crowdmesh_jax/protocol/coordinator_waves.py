@@ -6,6 +6,8 @@ version in this epoch (R13). It blocks nobody, and dies with its epoch (R16).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..core.crowd import DeviceId
 from . import coordinator_events as ev
 from . import messages as msg
@@ -45,7 +47,8 @@ def on_stored(turn: RunTurn, sender: str, message: msg.Stored) -> None:
         return
     ack = Ack(version=copy.version, first_layer=copy.first_layer, device=DeviceId(sender))
     if ack not in state.acks:
-        turn.set(acks=(*state.acks, ack))
+        came_bytes = state.wave_bytes + max(0, message.came_bytes)
+        turn.set(acks=(*state.acks, ack), wave_bytes=came_bytes)
     if missing_acks(turn.state, copy.version) or not state.has_holders:
         return
     if copy.version >= state.durable:
@@ -73,6 +76,20 @@ def missing_acks(state: CoordinatorState, version: int) -> set[Ack]:
     return awaited_acks(state, version) - set(state.acks)
 
 
+def who_did_not_store(state: CoordinatorState, missing: Sequence[DeviceId]) -> tuple[DeviceId, ...]:
+    """Of the devices for which a wave was given up, the holders that lack a copy that its owner
+    has. Where the owner has none itself nothing was sent, and no holder is to blame."""
+    lacking = missing_acks(state, state.wave_from)
+    unsent = {
+        stage.first_layer
+        for stage in state.plan.stages
+        if Ack(version=state.wave_from, first_layer=stage.first_layer, device=stage.device)
+        in lacking
+    }
+    found = {ack.device for ack in lacking if ack.first_layer not in unsent}
+    return tuple(sorted(found & set(missing)))
+
+
 def _complete_wave(turn: RunTurn, version: int) -> None:
     state = turn.state
     acked = awaited_acks(state, version)
@@ -91,10 +108,13 @@ def _complete_wave(turn: RunTurn, version: int) -> None:
         )
         for stage in state.plan.stages
     )
-    turn.journal(records.Wave(epoch=state.epoch, version=version, ledger=ledger))
+    turn.journal(
+        records.Wave(epoch=state.epoch, version=version, ledger=ledger, sent_bytes=state.wave_bytes)
+    )
     turn.set(
         durable=version,
         wave_asked_s=None,
+        wave_bytes=0,
         acks=tuple(ack for ack in state.acks if ack.version > version),
     )
     for device in state.party:

@@ -15,6 +15,9 @@ from ..core.plan import PipelinePlan
 from .common import StepVerdict, Tie, Verdict
 
 Direction = Literal["forward", "backward"]
+Logged = Literal["forward", "backward", "tied"]
+"""What is logged at a cut: activations, gradients, and values of lent leaves; a "tied" step is that
+after which the values were lent."""
 """Which way a boundary's arrays went: F down, B up."""
 
 
@@ -67,7 +70,7 @@ class Source:
 class LogSpan:
     """What a device sent across `cut` in steps `first_step .. stop_step` - 1, all microbatches."""
 
-    direction: Direction
+    direction: Logged
     cut: int
     first_step: int
     stop_step: int

@@ -293,7 +293,12 @@ def can_replay(
     known = trusted.verdicts
     if any(step not in known for step in range(version, base - 1)):
         return False
-    return not crosses_tie(past, layers)
+    # What is lent to the run or through it: made by the step before the one that needs it.
+    is_lent_to = any(
+        tie.owner_layer < layers.start <= max(tie.borrower_layers, default=-1) for tie in past.ties
+    )
+    above = owners[first - 1] if first > 0 else ""
+    return not is_lent_to or has_log(trusted, above, "tied", layers.start, version - 1, base - 1)
 
 
 def has_log(
@@ -305,16 +310,6 @@ def has_log(
         if (span.direction, span.cut) == (direction, cut):
             need -= set(range(span.first_step, span.stop_step))
     return not need
-
-
-def crosses_tie(past: Past, layers: range) -> bool:
-    """Whether leaves are lent across an edge of the run: their values and partial gradients are in
-    no boundary log yet, so such a run is not replayed."""
-    for tie in past.ties:
-        inside = [layer in layers for layer in (tie.owner_layer, *tie.borrower_layers)]
-        if any(inside) and not all(inside):
-            return True
-    return False
 
 
 def _say_live(live: tuple[Live, ...], base: int, head: int | None) -> str:

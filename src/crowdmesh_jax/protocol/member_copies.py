@@ -141,7 +141,9 @@ def on_copy_sealed(turn: MemberTurn, event: ev.CopySealed) -> bool:
         return False
     turn.set(copies=_with(state, copy))
     if not wanted:
-        stored = msg.Stored(**turn.of_epoch, copy=copy, checksum=event.checksum)
+        stored = msg.Stored(
+            **turn.of_epoch, copy=copy, checksum=event.checksum, came_bytes=event.came_bytes
+        )
         turn.tell(stored)
         return False
     left = tuple(s for s in turn.state.fetching if s.copy.name != copy.name)

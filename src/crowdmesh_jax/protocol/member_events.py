@@ -172,6 +172,8 @@ class CopySealed:
     """Of the action."""
     is_whole: bool
     checksum: str = ""
+    came_bytes: int = 0
+    """Of it, what crossed the wire: all but what was here already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from .evidence import Source
 from .member_copies import own_state_copy
 from .member_logs import ask_logs, serve
 from .member_state import MemberState, Phase
-from .member_step import advance, carry_out_marks, request_data, take_known_verdict
+from .member_step import advance, carry_out_marks, lent_here, request_data, take_known_verdict
 from .member_turn import FRESH_STEP, NO_EVALUATION, MemberTurn, expect_phase
 
 # The grant --------------------------------------------------------------------------------------
@@ -251,6 +251,8 @@ def on_installed(turn: MemberTurn, event: ev.Installed) -> None:
         return
     turn.set(phase=Phase.CATCHING_UP)
     if state.is_restoring:
+        turn.set(tied_due=lent_here(state))
+        _lend_own_again(turn)
         request_data(turn)
         ask_logs(turn)
         advance(turn)
@@ -278,6 +280,8 @@ def _tell_manifests_verdict(turn: MemberTurn) -> None:
 
 def _get_ready(turn: MemberTurn) -> None:
     turn.set(phase=Phase.INSTALLED, is_restoring=False)
+    if turn.state.granted.resend_ties:
+        turn.set(tied_due=lent_here(turn.state))  # an owner may hear Resume before this stage does
     turn.tell(msg.Ready(**turn.of_epoch))
     serve(turn)
 
@@ -314,7 +318,7 @@ def on_resume(turn: MemberTurn, message: msg.Resume) -> None:
         raise ProtocolError(f"Resume to version {message.steps} from version {state.version}")
     turn.set(phase=Phase.RUN, steps=message.steps, log_asks=())
     if state.granted.resend_ties:
-        _lend_again(turn)
+        _lend_own_again(turn)
     carry_out_marks(turn, state.version, message.marks)
     if turn.state.ending is Mark.STOP:
         turn.set(phase=Phase.STOPPED)
@@ -323,13 +327,8 @@ def on_resume(turn: MemberTurn, message: msg.Resume) -> None:
     advance(turn)
 
 
-def _lend_again(turn: MemberTurn) -> None:
+def _lend_own_again(turn: MemberTurn) -> None:
+    """What this stage lends goes down once more: copies have no borrowed leaves."""
     state = turn.state
-    due = []
-    for tie in state.granted.ties:
-        owner, borrowers = tie.stages(state.plan)
-        if borrowers and owner < state.stage <= borrowers[-1]:
-            due.append(tie.owner_layer)
-    turn.set(tied_due=tuple(due))
     if any(tie.stages(state.plan)[0] == state.stage for tie in state.granted.ties):
         turn.do(ev.LendTied(step=state.version - 1))

@@ -14,7 +14,7 @@ from ..errors import ProtocolError
 from . import member_events as ev
 from . import messages as msg
 from .common import Parts, Slot
-from .evidence import Direction, LogSpan
+from .evidence import Direction, Logged, LogSpan
 from .member_state import LogAsk, LoggedStep, MemberState, Phase
 from .member_turn import MemberTurn
 
@@ -72,15 +72,60 @@ def log(
     turn.set(logs=(*rest, entry))
     turn.do(ev.LogFrame(slots=slots_of(direction, step, microbatch, parts is not None)))
     budget = state.granted.log_steps
-    if budget is not None and any(entry.step <= step - budget for entry in rest):
+    if budget is not None and any(_serves(entry) <= step - budget for entry in rest):
         drop_logs(turn, step - budget + 1)
 
 
+def lend(turn: MemberTurn, step: int, layer: int) -> None:
+    """Values that `layer` lends, made by `step`, are to cross the lower cut: log them, send them.
+
+    While catching up nothing is sent but what was asked for."""
+    state = turn.state
+    to = state.downstream
+    if to is None:
+        return
+    slot = Slot(kind="tied", step=step, layer=layer)
+    if state.granted.log_steps is not None:
+        cut = state.layers.stop
+        known = entry_of(state, "tied", cut, step)
+        layers = {layer, *(known.layers if known is not None else ())}
+        entry = LoggedStep(
+            direction="tied", cut=cut, step=step, count=len(layers), layers=tuple(sorted(layers))
+        )
+        turn.set(logs=(*(e for e in state.logs if e != known), entry))
+        turn.do(ev.LogFrame(slots=(slot,)))
+    if state.phase is Phase.CATCHING_UP:
+        serve(turn)
+    else:
+        turn.pass_on(to, msg.Tied(**turn.of_epoch, step=step, layer=layer), slot)
+
+
+def lent_across(state: MemberState) -> set[int]:
+    """Lending layers whose values cross this stage's lower cut."""
+    found = set()
+    for tie in state.granted.ties:
+        owner, borrowers = tie.stages(state.plan)
+        if borrowers and owner <= state.stage < borrowers[-1]:
+            found.add(tie.owner_layer)
+    return found
+
+
+def entry_of(state: MemberState, direction: Logged, cut: int, step: int) -> LoggedStep | None:
+    """What is logged of a step at a cut."""
+    key = direction, cut, step
+    return next((e for e in state.logs if (e.direction, e.cut, e.step) == key), None)
+
+
+def _serves(entry: LoggedStep) -> int:
+    """The step that needs it."""
+    return entry.step + 1 if entry.direction == "tied" else entry.step
+
+
 def drop_logs(turn: MemberTurn, below: int) -> None:
-    """Steps below `below` are not needed, or there is no room for them."""
+    """What steps below `below` need goes: nobody repeats them, or there is no room."""
     state = turn.state
     turn.set(
-        logs=tuple(entry for entry in state.logs if entry.step >= below),
+        logs=tuple(entry for entry in state.logs if _serves(entry) >= below),
         verdicts=tuple(entry for entry in state.verdicts if entry.step >= below - 1),
     )
     turn.do(ev.DropLogs(step=below))
@@ -107,6 +152,9 @@ def spans(state: MemberState) -> tuple[LogSpan, ...]:
 
 
 def is_complete(state: MemberState, entry: LoggedStep) -> bool:
+    """Whether all of a step is there."""
+    if entry.direction == "tied":
+        return lent_across(state) <= set(entry.layers)
     if entry.count < state.microbatches:
         return False
     return entry.direction == "forward" or entry.parts is not None
@@ -152,14 +200,12 @@ def serve(turn: MemberTurn) -> None:
         cut = state.layers.stop if ask.direction == "forward" else state.layers.start
         if (ask.sender, ask.cut) != (beside, cut):
             raise ProtocolError(f"{ask.sender} asks for {ask.direction} logs at cut {ask.cut}")
-        entry = next(
-            (
-                e
-                for e in state.logs
-                if (e.direction, e.cut, e.step) == (ask.direction, ask.cut, ask.step)
-            ),
-            None,
-        )
+        if ask.direction == "forward" and not ask.is_lent:
+            if not _serve_lent(turn, ask):
+                left.append(ask)
+                continue
+            ask = replace(ask, is_lent=True)
+        entry = entry_of(state, ask.direction, ask.cut, ask.step)
         served = ask.served
         while entry is not None and served < entry.count:
             is_last = served == state.microbatches - 1
@@ -169,3 +215,15 @@ def serve(turn: MemberTurn) -> None:
         if served < state.microbatches:
             left.append(replace(ask, served=served))
     turn.set(log_asks=tuple(left))
+
+
+def _serve_lent(turn: MemberTurn, ask: LogAsk) -> bool:
+    """Sends what was lent for a step, before its forwards; False: not all of it is here yet."""
+    layers = lent_across(turn.state)
+    entry = entry_of(turn.state, "tied", ask.cut, ask.step - 1)
+    if layers and (entry is None or not layers <= set(entry.layers)):
+        return False
+    for layer in sorted(layers):
+        slot = Slot(kind="tied", step=ask.step - 1, layer=layer)
+        turn.pass_on(ask.sender, msg.Tied(**turn.of_epoch, step=slot.step, layer=layer), slot)
+    return True

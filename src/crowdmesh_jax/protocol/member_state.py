@@ -14,7 +14,7 @@ from ..core.schedule import OpKind
 from ..errors import ProtocolError
 from . import messages as msg
 from .common import Mark, Parts, StepVerdict, Verdict
-from .evidence import Copy, Direction, LayerHolders, Source, StepValues
+from .evidence import Copy, Direction, LayerHolders, Logged, Source, StepValues
 
 
 class Phase(enum.Enum):
@@ -35,12 +35,14 @@ class Phase(enum.Enum):
 class LoggedStep:
     """So many microbatches of a step, from the first on, were sent across a cut and are kept."""
 
-    direction: Direction
+    direction: Logged
     cut: int
     step: int
     count: int
     parts: Parts | None = None
     """Of the last backward."""
+    layers: tuple[int, ...] = ()
+    """Of "tied": lending layers whose values went across."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class LogAsk:
     cut: int
     step: int
     served: int = 0
+    is_lent: bool = False
+    """Lent values of the step before were sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

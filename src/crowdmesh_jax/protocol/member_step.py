@@ -24,7 +24,7 @@ from .member_evaluation import (
     on_eval_taken,
     on_evaluation_finished,
 )
-from .member_logs import ask_logs, cross
+from .member_logs import ask_logs, cross, lend
 from .member_state import MemberState, Phase
 from .member_turn import FRESH_STEP, MemberTurn, beat, expect_phase, reject
 
@@ -116,12 +116,11 @@ def _on_tied(turn: MemberTurn, message: msg.Tied) -> None:
             f"stage {state.stage} at version {state.step} expects no Tied of step {message.step},"
             f" layer {message.layer}"
         )
-    slot = Slot(kind="tied", step=message.step, layer=message.layer)
-    turn.do(ev.Keep(slots=(slot,)))
+    turn.do(ev.Keep(slots=(Slot(kind="tied", step=message.step, layer=message.layer),)))
     tie = next(tie for tie in state.granted.ties if tie.owner_layer == message.layer)
     _, borrowers = tie.stages(state.plan)
-    if state.downstream and borrowers[-1] > state.stage:
-        turn.pass_on(state.downstream, message, slot)
+    if borrowers[-1] > state.stage:
+        lend(turn, message.step, message.layer)
     if state.stage in borrowers:
         turn.do(ev.Adopt(step=message.step, layer=message.layer))
     turn.set(tied_due=tuple(layer for layer in state.tied_due if layer != message.layer))
@@ -216,6 +215,8 @@ def take_known_verdict(turn: MemberTurn) -> None:
         data_ready=tuple(step for step in state.data_ready if step > state.step),
         **FRESH_STEP,
     )
+    if turn.state.is_catching_up:
+        turn.set(tied_due=lent_here(state))
     request_data(turn)
     ask_logs(turn)
     advance(turn)
@@ -278,7 +279,7 @@ def _take_commit(turn: MemberTurn, commit: msg.Commit) -> None:
     turn.set(
         step=commit.step + 1,
         verdicts=verdicts if state.recovers else verdicts[-2:],
-        tied_due=_tied_passing(state),
+        tied_due=lent_here(state),
         data_ready=tuple(step for step in state.data_ready if step > commit.step),
         **FRESH_STEP,
     )
@@ -304,7 +305,7 @@ def carry_out_marks(turn: MemberTurn, version: int, marks: tuple[Mark, ...]) -> 
         begin_evaluation(turn, version)
 
 
-def _tied_passing(state: MemberState) -> tuple[int, ...]:
+def lent_here(state: MemberState) -> tuple[int, ...]:
     """Lending layers whose new values come to this stage, for itself or stages below."""
     due = []
     for tie in state.granted.ties:
@@ -321,29 +322,27 @@ def _on_applied(turn: MemberTurn, event: ev.Applied) -> None:
     if event.step != state.version or state.step != state.version + 1:
         raise ProtocolError(f"the body answered Applied({event.step}) at version {state.version}")
     turn.set(version=event.step + 1)
+    _lend_own(turn, event.step)
     if state.phase is Phase.CATCHING_UP:
         return
-    _send_tied(turn, event.step)
     if state.ending is Mark.STOP and state.phase is Phase.RUN:
         turn.set(phase=Phase.STOPPED)
         if state.recovers:
             beat(turn)  # a change of plan may wait for it
 
 
-def _send_tied(turn: MemberTurn, step: int) -> None:
+def _lend_own(turn: MemberTurn, step: int) -> None:
     """Before any F of the next step leaves here, so the channel keeps them in order."""
     state = turn.state
     for tie in state.granted.ties:
         owner, borrowers = tie.stages(state.plan)
-        if owner == state.stage and borrowers and state.downstream:
-            slot = Slot(kind="tied", step=step, layer=tie.owner_layer)
-            message = msg.Tied(**turn.of_epoch, step=step, layer=tie.owner_layer)
-            turn.pass_on(state.downstream, message, slot)
+        if owner == state.stage and borrowers:
+            lend(turn, step, tie.owner_layer)
 
 
 def _on_tied_lent(turn: MemberTurn, event: ev.TiedLent) -> None:
     if turn.state.is_at_work:
-        _send_tied(turn, event.step)
+        _lend_own(turn, event.step)
 
 
 def request_data(turn: MemberTurn) -> None:

@@ -6,7 +6,7 @@ stages where they are, or a plan with other cuts, which then means a rollback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.crowd import DeviceId
@@ -59,6 +59,7 @@ def choose_owners(
     stage_bytes: Sequence[float] = (),
     copies: int = 1,
     room: CopyRoom | None = None,
+    hazards: Hazards | None = None,
 ) -> OwnersChoice:
     """Keeps all cuts; gives each lost stage to the best idle device, in this order: one that holds
     the copy and has the program compiled, one that holds the copy, one that has the program, any.
@@ -68,6 +69,7 @@ def choose_owners(
         stage_bytes: Per stage of the plan, what it needs; (): nothing.
         copies: Holders per stage, besides its owner.
         room: For copies; None: everywhere enough.
+        hazards: What takes several devices; None: nothing does.
 
     Returns:
         A choice without a plan where an idle device is missing. Survivors take no second stage
@@ -121,7 +123,7 @@ def choose_owners(
         microbatches=need.plan.microbatches,
         schedule=need.plan.schedule,
     )
-    holders = ring_holders(plan, need.devices, copies=copies, room=room)
+    holders = ring_holders(plan, need.devices, copies=copies, room=room, hazards=hazards)
     return OwnersChoice(plan=plan, holders=holders, reason="; ".join(words))
 
 
@@ -155,33 +157,55 @@ class CopyRoom:
         return HELD_VERSIONS * sum(self.layer_bytes[layer] for layer in stage.layers)
 
 
+Hazards = Mapping[str, Collection[str]]
+"""Device -> names of what takes it and others at once (a vehicle, a power strip). Not named: it
+fails alone."""
+
+
 def ring_holders(
     plan: PipelinePlan,
     devices: Sequence[DeviceId],
     *,
     copies: int,
     room: CopyRoom | None = None,
+    hazards: Hazards | None = None,
 ) -> tuple[LayerHolders, ...]:
     """For each stage the next `copies` devices after its owner: idle ones first, then the ring of
     owners, so that the copies of neighbours lie on different devices. Who has no room is passed
-    over; a stage may have no holder at all."""
+    over; a stage may have no holder at all.
+
+    No two copies, the owner's among them, are behind one hazard while others have room. What is
+    missing then is filled with who shares a hazard with another holder, and at the very last with
+    who shares the owner's: against the failure of one device alone such a copy helps, too.
+    """
     owners = list(plan.devices)
     idle = [device for device in devices if device not in owners]
     left = dict(room.device_bytes) if room is not None else {}
-    holders = []
-    for index, stage in enumerate(plan.stages):
-        turned = idle[index % len(idle) :] + idle[: index % len(idle)] if idle else []
-        ring = [*turned, *owners[index + 1 :], *owners[:index]]
-        if room is not None:
-            needed = room.needs(stage)
-            ring = [device for device in ring if left.get(device, float("inf")) >= needed]
-            for device in ring[:copies]:
-                left[device] = left.get(device, float("inf")) - needed
-        holders.append(
-            LayerHolders(
-                first_layer=stage.first_layer,
-                last_layer=stage.last_layer,
-                devices=tuple(ring[:copies]),
-            )
+    behind = {device: frozenset(names) for device, names in (hazards or {}).items()}
+    chosen: list[list[DeviceId]] = [[] for _ in plan.stages]
+
+    def are_apart(one: str, other: str) -> bool:
+        return not behind.get(one, frozenset()) & behind.get(other, frozenset())
+
+    def fill(fits: Callable[[str, Sequence[str], str], bool]) -> None:
+        for index, (stage, kept) in enumerate(zip(plan.stages, chosen, strict=True)):
+            turned = idle[index % len(idle) :] + idle[: index % len(idle)] if idle else []
+            needed = room.needs(stage) if room is not None else 0
+            for device in [*turned, *owners[index + 1 :], *owners[:index]]:
+                has_room = left.get(device, float("inf")) >= needed
+                if len(kept) == copies or device in kept or not has_room:
+                    continue
+                if fits(stage.device, kept, device):
+                    kept.append(device)
+                    left[device] = left.get(device, float("inf")) - needed
+
+    fill(lambda owner, kept, device: all(are_apart(device, other) for other in (owner, *kept)))
+    if behind:
+        fill(lambda owner, kept, device: are_apart(device, owner))
+        fill(lambda owner, kept, device: True)
+    return tuple(
+        LayerHolders(
+            first_layer=stage.first_layer, last_layer=stage.last_layer, devices=tuple(kept)
         )
-    return tuple(holders)
+        for stage, kept in zip(plan.stages, chosen, strict=True)
+    )

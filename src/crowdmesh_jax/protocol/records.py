@@ -113,6 +113,8 @@ class Wave:
     version: int
     ledger: tuple[LayerHolders, ...] = ()
     """Who has which layers, owners first; (): the coordinator's disk has all, with a manifest."""
+    sent_bytes: int = 0
+    """What crossed the wire for it: holders ask only for what they have not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

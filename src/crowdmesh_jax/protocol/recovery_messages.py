@@ -93,6 +93,8 @@ class Stored(OfEpoch):
 
     copy: Copy
     checksum: str = ""
+    came_bytes: int = 0
+    """Of it, what crossed the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,8 @@ COORDINATOR = "coordinator"
 LAUNCH_DEADLINE_S = 90.0
 """For all agents to import JAX and say hello; a slow board under load needs some of it."""
 WATCH_S = 0.1
+MOST_ASKED = 64
+"""Requests for rows that are kept of a device while no run is on: more than it reads ahead."""
 ENDING_S = 2.0
 """A process that was killed has so long to be gone, with all its threads."""
 
@@ -80,6 +82,8 @@ class Crew:
         self._transport: Transport | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: Callable[[Received | PeerGone], None] | None = None
+        self._asked: dict[str, list[Received]] = {}
+        """Rows that agents asked for since their Hello, while there was no run to answer."""
         self._hello_changed: asyncio.Event | None = None
         self._reported_dead: set[str] = set()
         self._closed = False
@@ -291,6 +295,12 @@ class Crew:
         finally:
             self._listener = None
 
+    def take_asked(self) -> list[Received]:
+        """Rows that were asked for before a run listened: agents that outlived their coordinator
+        ask the next one as soon as they reach it. Called on the loop."""
+        asked, self._asked = self._asked, {}
+        return [item for items in asked.values() for item in items]
+
     @property
     def is_started(self) -> bool:
         """Whether its agents were started."""
@@ -333,8 +343,13 @@ class Crew:
                 continue
             if item.frame.message.get("message", {}).get("kind") == msg.Hello.__name__:
                 self._take_hello(item)
-            if self._listener is not None and item.peer in self.hellos:
+            if item.peer not in self.hellos:
+                continue
+            if self._listener is not None:
                 self._listener(item)
+            elif "ask_rows" in item.frame.message.get("extra", {}):
+                asked = [*self._asked.get(item.peer, ()), item]
+                self._asked[item.peer] = asked[-MOST_ASKED:]
 
     def _take_hello(self, item: Received) -> None:
         """A device is here, or here again: as another process, or after its channel broke."""
@@ -346,6 +361,7 @@ class Crew:
         assert isinstance(message, msg.Hello)
         assert self._hello_changed is not None
         self.hellos[item.peer] = message
+        self._asked.pop(item.peer, None)  # it asks again behind its Hello
         self._reported_dead.discard(item.peer)
         self._hello_changed.set()
 

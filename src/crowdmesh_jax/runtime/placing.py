@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from ..propagation import (
 )
 from ..protocol.evidence import LayerHolders
 from ..protocol.messages import Hello
-from ..protocol.owners import CopyRoom
+from ..protocol.owners import CopyRoom, Hazards, ring_holders
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +146,21 @@ class Placer:
     def holders(
         self, decision: PolicyDecision, plan: PipelinePlan, party: Sequence[str]
     ) -> tuple[LayerHolders, ...]:
-        """The wishes as holders of stages, as far as they are members."""
-        wanted: dict[int, list[Any]] = {}
+        """The wishes as holders of stages, as far as they are members.
+
+        A wave of which one stage has no copy does not count for any (R13), so a stage for which
+        the policy finds nobody who will stay gets somebody who is here now.
+        """
+        wanted: dict[int, list[DeviceId]] = {}
+        somebody = {i.first_layer for i in decision.unprotected if i.lack == "nobody"}
         for item in decision.replicas.ranges:
             devices = [r.device for r in item.replicas if str(r.device) in party]
             wanted[item.first_layer] = devices
+            if item.replicas and not devices:
+                somebody.add(item.first_layer)
+        for index, stage in enumerate(plan.stages):
+            if stage.first_layer in somebody and not wanted.get(stage.first_layer):
+                wanted[stage.first_layer] = self._anyone(decision, plan, index, party)
         return tuple(
             LayerHolders(
                 first_layer=stage.first_layer,
@@ -160,6 +169,37 @@ class Placer:
             )
             for stage in plan.stages
         )
+
+    def _anyone(
+        self, decision: PolicyDecision, plan: PipelinePlan, index: int, party: Sequence[str]
+    ) -> list[DeviceId]:
+        """Members that may hold a stage, those without one first; not who hands its own over."""
+        owner, leaving = plan.stages[index].device, {str(h.owner) for h in decision.handovers}
+        here = [
+            DeviceId(device)
+            for device in party
+            if device not in leaving and self._groups.apart([owner, DeviceId(device)])
+        ]
+        ring = ring_holders(plan, here, copies=len(plan.stages) + len(here))[index].devices
+        return [device for device in ring if device in here][: self._budget.copies]
+
+
+def known_hazards(
+    crowd: Crowd, groups: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Device -> names of the hazards that take others with it: the crowd's cells, and `groups`
+    (see `Recovery.groups`). One that holds the whole crowd is left out: nothing escapes it.
+
+    Raises:
+        InvalidCrowdError: A group names a device that is not in the crowd.
+        InvalidValueError: A group has no name, or that of a device.
+    """
+    known = HazardGroups.of(crowd, groups)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, devices in known.members.items():
+        for device in devices:
+            found[device] = (*found.get(device, ()), name)
+    return found
 
 
 def copy_room(
@@ -184,13 +224,32 @@ def copy_room(
     return CopyRoom(layer_bytes=tuple(sizes[name] for name in names), device_bytes=limits)
 
 
-def unprotected(plan: PipelinePlan, holders: Sequence[LayerHolders], room: CopyRoom) -> list[str]:
-    """What is lost with which device, in words, where no copy fits anywhere."""
-    kept = {entry.first_layer for entry in holders if entry.devices}
-    return [
-        f"layers {stage.first_layer}-{stage.last_layer} of {stage.device} have no copy: it takes"
-        f" {room.needs(stage) / 1e6:.3g} MB, and no other device keeps so much free for copies"
-        " (--copies-mb of its agent)"
-        for stage in plan.stages
-        if stage.first_layer not in kept
-    ]
+def unprotected(
+    plan: PipelinePlan,
+    holders: Sequence[LayerHolders],
+    room: CopyRoom,
+    hazards: Hazards | None = None,
+) -> list[str]:
+    """What one event takes with all its copies, in words: where no copy fits anywhere, or all that
+    fit are behind a hazard of their owner."""
+    kept, behind = {entry.first_layer: entry.devices for entry in holders}, hazards or {}
+    notes = []
+    for stage in plan.stages:
+        layers = f"layers {stage.first_layer}-{stage.last_layer} of {stage.device}"
+        needs = f"{room.needs(stage) / 1e6:.3g} MB"
+        devices = kept.get(stage.first_layer, ())
+        shared = set(behind.get(stage.device, ())).intersection(
+            *(behind.get(d, ()) for d in devices)
+        )
+        if not devices:
+            notes.append(
+                f"{layers} have no copy: it takes {needs}, and no other device keeps so much free"
+                " for copies (--copies-mb of its agent)"
+            )
+        elif shared:
+            notes.append(
+                f"{layers} have copies ({', '.join(devices)}) only behind the same hazard"
+                f" ({', '.join(sorted(shared))}): no device apart from it keeps {needs} free for"
+                " copies"
+            )
+    return notes

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import control
-from ..core import PipelinePlan
+from ..core import DeviceId, PipelinePlan
 from ..errors import CrowdMeshError, RecordError
 from ..programs import StageBundle
 from ..protocol import CoordinatorState, OwnersNeed
 from ..protocol import coordinator_events as ev
+from ..protocol.coordinator_waves import who_did_not_store
+from ..protocol.evidence import Copy
 from ..record import Journal
 from .outfit import Outfitter
 from .placing import Placer
@@ -160,6 +162,23 @@ class PolicyBody:
         """A device has what the key names."""
         self._ready.setdefault(device, set()).add(key)
         self.tell(control.ProgramCompiled(device=device, key=key))
+
+    def stored(self, device: str, copy: Copy) -> None:
+        """A device holds a copy, whole."""
+        self.tell(
+            control.CopyStored(
+                device=device,
+                first_layer=copy.first_layer,
+                last_layer=copy.last_layer,
+                version=copy.version,
+            )
+        )
+
+    def wave_given_up(self, state: CoordinatorState, missing: Sequence[DeviceId]) -> None:
+        """A wave did not become complete for want of these."""
+        for device in who_did_not_store(state, missing):
+            reason = f"the wave of version {state.wave_from} was given up without it"
+            self.tell(control.TransferFailed(device=str(device), reason=reason))
 
     def running(self, state: CoordinatorState) -> None:
         """An epoch runs."""

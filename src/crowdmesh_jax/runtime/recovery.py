@@ -58,13 +58,15 @@ class Recovery:
     range_m: float | None = None
     """Radio range of the devices that are watched."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name -> devices that are likely to be lost together (a vehicle, a power strip): a policy
-    that knows hazards puts no two copies there. A crowd's cells are known."""
+    """Name -> devices that are likely to be lost together (a vehicle, a power strip): no two copies
+    of a stage, its owner's among them, are put there while other devices have room (the rivals'
+    policies know no hazards). A crowd's cells are known."""
     replan: bool = True
     """Cut the layers anew when devices have come or gone and it pays; False: only where nobody can
     take a lost stage as it is. Other cuts change results by float rounding."""
     standby: bool = True
-    """Without spares, plans for each single loss are made, exported and compiled ahead."""
+    """Plans for losses that spares could not take are made, exported and compiled ahead: single
+    ones, then the likeliest of several at once."""
     return_s: float = 600.0
     """A run that cannot go on waits so long for a device to return, then it ends."""
 

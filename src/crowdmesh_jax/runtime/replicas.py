@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..core import DeviceId, PipelinePlan
-from ..errors import RecordError
-from ..propagation import Holding, ReplicaReport, replica_report
+from ..core import Crowd, DeviceId, PipelinePlan, values
+from ..errors import CrowdMeshError, RecordError
+from ..propagation import HazardGroups, Holding, ReplicaReport, replica_report
 from ..protocol import records
-from ..protocol.evidence import LayerHolders
 from ..protocol.records import record_from_plain
 from ..record import RunFolder, journal_writer, read_manifest, read_sound_records
 
@@ -51,7 +50,15 @@ def read_replicas(run_dir: str | Path, *, now_s: float | None = None) -> Replica
             state.take(record_from_plain(line), line.get("at_s"))
     if state.plan is None:
         raise RecordError(f"{folder.path}: the run has no plan yet; ask again when it trains")
-    return state.report(_layer_bytes(folder, state.plan), _log_steps(folder), now_s)
+    config = folder.read_config()
+    terms = config.get("run", {}).get("recovery", {})
+    terms = terms if isinstance(terms, Mapping) else {}
+    try:
+        groups = _groups(config, terms)
+    except CrowdMeshError as exc:
+        raise RecordError(f"{folder.config_path}: damaged: {exc.message}") from exc
+    sizes = _layer_bytes(folder, config, state.plan)
+    return state.report(sizes, terms.get("log_steps"), groups, now_s)
 
 
 def _last_time(lines: Sequence[Mapping[str, Any]]) -> float:
@@ -70,7 +77,7 @@ class _Standing:
         """(device, first layer, last layer) -> version."""
         self.made_s: dict[int, float] = {}
         """Version -> when it was committed."""
-        self.sent: list[LayerHolders] = []
+        self.sent_bytes = 0
 
     def take(self, record: records.Record, at_s: float | None) -> None:
         match record:
@@ -85,18 +92,22 @@ class _Standing:
             case records.StepCommitted(step=step):
                 self.head = max(self.head, step + 1)
                 self.made_s[step + 1] = at_s if at_s is not None else math.nan
-            case records.Wave(version=version, ledger=ledger) if ledger:
+            case records.Wave(version=version, ledger=ledger, sent_bytes=sent_bytes) if ledger:
                 self.copies = {
                     (str(device), part.first_layer, part.last_layer): version
                     for part in ledger
                     for device in part.devices
                 }
-                self.sent += ledger
+                self.sent_bytes += sent_bytes
             case records.Wave(version=version):
                 self.checkpoint = version
 
     def report(
-        self, layer_bytes: Sequence[int], log_steps: int | None, now_s: float
+        self,
+        layer_bytes: Sequence[int],
+        log_steps: int | None,
+        groups: HazardGroups,
+        now_s: float,
     ) -> ReplicaReport:
         assert self.plan is not None
         durable = min(self.copies.values(), default=self.head)
@@ -118,14 +129,14 @@ class _Standing:
             )
             for (device, first, last), version in self.copies.items()
         ]
-        sent = sum(size(p.first_layer, p.last_layer) * (len(p.devices) - 1) for p in self.sent)
         return replica_report(
             self.plan,
             holdings,
             head_version=self.head,
+            groups=groups,
             logs_from=logs_from,
             checkpoint_version=self.checkpoint,
-            sent_bytes=sent,
+            sent_bytes=self.sent_bytes,
         )
 
 
@@ -138,10 +149,10 @@ def _cuts(plan: PipelinePlan) -> tuple[int, ...]:
     return tuple(stage.first_layer for stage in plan.stages)
 
 
-def _layer_bytes(folder: RunFolder, plan: PipelinePlan) -> list[int]:
+def _layer_bytes(folder: RunFolder, config: Mapping[str, Any], plan: PipelinePlan) -> list[int]:
     """Bytes of each layer's state, by the checkpoint's manifest; what all layers share (a step
     count) goes with each copy and is left out."""
-    names = list(folder.read_config().get("job", {}).get("layers", ()))
+    names = list(config.get("job", {}).get("layers", ()))
     sizes = [0] * plan.num_layers
     for entry in read_manifest(folder.checkpoint_path).arrays:
         if entry.layer in names:
@@ -155,6 +166,9 @@ def _layer_bytes(folder: RunFolder, plan: PipelinePlan) -> list[int]:
     return sizes
 
 
-def _log_steps(folder: RunFolder) -> int | None:
-    terms = folder.read_config().get("run", {}).get("recovery", {})
-    return terms.get("log_steps") if isinstance(terms, Mapping) else None
+def _groups(config: Mapping[str, Any], terms: Mapping[str, Any]) -> HazardGroups:
+    """The hazards that the run knew: its crowd's cells, and those that its user named."""
+    if "crowd" not in config:
+        return HazardGroups()
+    crowd = values.from_plain(Crowd, config["crowd"], "crowd")
+    return HazardGroups.of(crowd, terms.get("groups"))

@@ -34,7 +34,7 @@ ROLES = {"param": 0, "state": 1, "opt": 2, "global": 3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """A run whose coordinator ended without an end of the run: its devices may train on."""
+    """A run whose coordinator ended: its devices may train on, or wait to be let go."""
 
     run: str
     records: tuple[Record, ...] = field(repr=False)
@@ -43,10 +43,12 @@ class Unfinished:
     plan_now: PipelinePlan
     base: int
     steps: int
+    is_finished: bool = False
+    """All its steps are made and safe; whether its devices were told is not known."""
 
 
 def find_unfinished(events: Journal) -> Unfinished | None:
-    """The journal's last run, if it was resumed and has not ended.
+    """The journal's last run, if it has not ended, or ended with its last step.
 
     Raises:
         FormatError: A record cannot be read.
@@ -60,8 +62,9 @@ def find_unfinished(events: Journal) -> Unfinished | None:
     first = next(i for i in begun if getattr(read[i], "run", None) == last.run)
     ours = tuple(read[first:])
     decisions = [record for record in ours if isinstance(record, records.Decision)]
-    is_over = any(isinstance(record, (records.Finish, records.Halted)) for record in ours)
-    if is_over or not decisions:
+    finish = next((record for record in ours if isinstance(record, records.Finish)), None)
+    is_halted = any(isinstance(record, records.Halted) for record in ours)
+    if is_halted or not decisions or (finish is not None and finish.reason):
         return None
     return Unfinished(
         run=last.run,
@@ -70,6 +73,7 @@ def find_unfinished(events: Journal) -> Unfinished | None:
         plan_now=decisions[-1].plan,
         base=decisions[0].base,
         steps=decisions[0].steps,
+        is_finished=finish is not None,
     )
 
 
@@ -166,12 +170,15 @@ def read_resumed(
     checkpoint = load_checkpoint(folder.checkpoint_path)
     check_job(folder.checkpoint_path, checkpoint, job, fresh)
     unfinished = find_unfinished(events) if take_up else None
+    if unfinished is not None and unfinished.is_finished and unfinished.steps != steps:
+        unfinished = None  # a longer run, from its result
     if unfinished is not None and unfinished.steps != steps:
         raise JobError(
             f"{folder.path}: its devices train to step {unfinished.steps}; steps={steps} is another"
             " end. Take it up with the same number, and go on from its result"
         )
-    if steps <= checkpoint.version:
+    # One that is taken up may have all its steps: its devices wait for the end.
+    if steps <= checkpoint.version and unfinished is None:
         raise JobError(
             f"{folder.path} has made {checkpoint.version} steps; steps={steps} in all leaves"
             f" nothing to do. Give a larger number, steps={2 * checkpoint.version} say"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..agent.envelope import EVALUATION, TRAINING, Envelope, Group, Key, seal, unseal
-from ..control import ControlTerms, Departing, StepCommitted, WaveKept
+from ..control import ControlTerms, CopyGone, Departing, StepCommitted, WaveKept
 from ..core import PipelinePlan, values
 from ..data import DataSource
 from ..errors import CrowdMeshError, ProtocolError, RecordError
@@ -230,6 +230,11 @@ class Run:
             index = self._state.plan.stage_of(device)
             if index is not None:
                 self._policy.ready(device, self._outfitter.key(self._state.plan, index))
+        elif isinstance(message, msg.Stored) and message.epoch == self._state.epoch:
+            self._policy.stored(device, message.copy)
+        elif isinstance(message, msg.CopyLost):
+            gone = CopyGone(device=str(message.device), first_layer=message.copy.first_layer)
+            self._policy.tell(gone)
 
     def _take_prepared(self, device: str, extra: Mapping[str, Any]) -> None:
         if "unprepared" in extra:
@@ -248,6 +253,8 @@ class Run:
         while True:
             event, envelope = await self._events.get()
             self._state, actions = machine.handle(self._state, event, time.monotonic())
+            if isinstance(event, ev.Restart):
+                self._answer_asked()
             for action in actions:
                 self._clock.saw(action, self._state)
                 try:
@@ -256,6 +263,12 @@ class Run:
                     logger.error("%s failed: %s", type(action).__name__, exc)
                     self._put(ev.BodyFailed(fault=Fault.of(exc)))
                     break  # journal before message: what follows must not happen
+
+    def _answer_asked(self) -> None:
+        """Rows that members asked for when they reached this process, before there was this run."""
+        for item in self._crew.take_asked():
+            if item.frame.message["extra"].get("run") == self._state.run:
+                self._take(item)
 
     # What is demanded ----------------------------------------------------------------------------
 
@@ -335,6 +348,8 @@ class Run:
             self._policy.tell(StepCommitted(step=news.step, step_s=news.step_s, in_wave=in_wave))
         elif isinstance(news, ev.WaveKept):
             self._policy.tell(WaveKept(version=news.version))
+        elif isinstance(news, ev.WaveGivenUp):
+            self._policy.wave_given_up(self._state, news.missing)
         elif isinstance(news, ev.PhaseChanged) and news.phase == "running":
             self._policy.running(self._state)
 

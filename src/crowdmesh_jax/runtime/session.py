@@ -92,6 +92,7 @@ class Session:
         prediction: Prediction | None,
         notes: Mapping[str, Any] | None,
         recovery: Recovery | None,
+        hazards: Mapping[str, tuple[str, ...]],
         planner: Planner,
         placer: Placer | None,
     ) -> None:
@@ -101,7 +102,7 @@ class Session:
         self.folder, self.steps, self.tell = folder, steps, tell
         self.evaluation, self.rule, self.resumed = evaluation, rule, resumed
         self.control, self.prediction, self.notes = control, prediction, notes
-        self.recovery = recovery
+        self.recovery, self.hazards = recovery, hazards
         held_out = evaluation.source if evaluation is not None else None
         self.outfitter = Outfitter(crew.crowd, data, held_out)
         for its_plan, bundles in known:
@@ -319,19 +320,23 @@ class Session:
         """Who keeps which copies at first; what stays without one is said before training."""
         assert self.recovery is not None
         if self.placer is None:
-            devices, copies = [DeviceId(device) for device in party], self.recovery.copies
-            holders = ring_holders(self.plan, devices, copies=copies, room=self._room())
-            notes = unprotected(self.plan, holders, self._room())
+            devices, room = [DeviceId(device) for device in party], self._room()
+            holders = ring_holders(
+                self.plan, devices, copies=self.recovery.copies, room=room, hazards=self.hazards
+            )
+            notes = unprotected(self.plan, holders, room, self.hazards)
         else:
             for device in party:
                 self.placer.presence.joined(device)
             planned_s = self.prediction.step_s if self.prediction is not None else 1.0
             decision = self.placer.decide(self.plan, planned_s)
             holders = self.placer.holders(decision, self.plan, party)
+            bare = {entry.first_layer for entry in holders if not entry.devices}
             notes = [
                 f"layers {item.first_layer}-{item.last_layer} of {item.owner} have no copy:"
                 f" {item.detail}"
                 for item in decision.unprotected
+                if item.first_layer in bare
             ]
         if notes:
             rest = "a loss there takes everyone back to the newest checkpoint"
@@ -351,22 +356,29 @@ class Session:
             sent = (*bundle.manifest.boundary_out, *bundle.manifest.gradient_out)
             of_step = self.plan.microbatches * sum(leaf.size_bytes for leaf in sent)
             boundary_bytes = max(boundary_bytes, of_step)
-        return recovery.logged_steps(boundary_bytes)
+        resident = (leaf for bundle in self.bundles for leaf in bundle.manifest.resident)
+        lent_bytes = sum(leaf.size_bytes for leaf in resident if leaf.role == "borrowed")
+        # Values of tied leaves go down, their gradients up.
+        return recovery.logged_steps(boundary_bytes + 2 * lent_bytes)
 
     def _control_terms(self) -> ControlTerms:
         if self.recovery is None:
             return ControlTerms()
         crowd = self.crew.crowd
-        leaves = [crowd.device(device).leave_hazard_per_s for device in self.plan.devices]
+        crash_per_s = self.recovery.crash_per_s
+        rates = {str(d.id): d.leave_hazard_per_s + crash_per_s for d in crowd.devices}
         return ControlTerms(
             copies=self.recovery.copies,
             room=self._room(),
+            is_ring=self.placer is None,
             learn_interval=self.recovery.wave_every is None,
-            loss_per_s=sum(leaves) + len(leaves) * self.recovery.crash_per_s,
+            loss_per_s=math.fsum(rates[device] for device in self.plan.devices),
+            losses_per_s=rates,
+            hazards=self.hazards,
             most_steps=max(1, self._log_steps(self.recovery) // 2),
             standby=self.recovery.standby,
             replan=self.recovery.replan,
-            speeds={str(device.id): device.speed for device in self.crew.crowd.devices},
+            speeds={str(device.id): device.speed for device in crowd.devices},
         )
 
     def _deadlines(self) -> Deadlines:

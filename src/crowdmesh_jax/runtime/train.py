@@ -32,7 +32,7 @@ from ..record import RunFolder
 from .callbacks import Callback, Control
 from .crew import Crew, TransportName
 from .evaluation import best_rule, evaluated_names, prepare_evaluation
-from .placing import Placer
+from .placing import Placer, known_hazards
 from .policy import Planned, Planner
 from .recovery import Recovery
 from .result import OnEvent, PhaseEvent, RunEvent, TrainResult
@@ -155,6 +155,8 @@ def train(
             crew = Crew(crowd, transport=transport)
             stack.callback(crew.close)
             is_own = True
+        terms = (Recovery() if recovery else None) if isinstance(recovery, bool) else recovery
+        hazards = known_hazards(crew.crowd, terms.groups) if terms is not None else {}
         prediction = None
         if taken_up is not None:
             plan = taken_up.plan
@@ -176,7 +178,6 @@ def train(
         if not isinstance(plan, PipelinePlan):
             raise JobError(f"plan must be a PipelinePlan, what solve returned, or 'auto': {plan!r}")
         _check_plan(plan, job, crew.crowd)
-        terms = (Recovery() if recovery else None) if isinstance(recovery, bool) else recovery
         tell(PhaseEvent(phase="export", detail=f"{len(plan.stages)} stages"))
         is_new = folder is None
         if folder is None or events is None:
@@ -214,6 +215,7 @@ def train(
             prediction=prediction,
             notes=notes,
             recovery=terms,
+            hazards=hazards,
             placer=_placer(terms, job, crew, example),
             planner=_planner(job, crew, example, (inputs_spec, targets_spec), solver, schedule),
         )

@@ -38,6 +38,9 @@ METHOD = "Lane"
 MAX_CHUNK_BYTES = 2 * 2**20
 RETRY_S = 0.05
 """Between two attempts to reach a peer that does not listen yet."""
+_NOT_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""Nobody listens, or whoever did is closing or dead: a successor may listen there soon. All else is
+a refusal."""
 HANDSHAKE_S = 5.0
 """For the rest of a connection's lanes, once the first has come."""
 
@@ -98,6 +101,10 @@ class Hello:
 
 
 _HELLO_FIELDS = ("version", "device", "peer", "run", "instance", "connection", "lane")
+
+
+class _RestartedError(PeerLostError):
+    """The three lanes of one attempt met two lives of a peer."""
 
 
 class _DialledStream:
@@ -266,10 +273,13 @@ class GrpcTransport:
                         await self._dial(peer, target)
                     except grpc.aio.AioRpcError as exc:
                         last = exc.details() or str(exc.code())
-                        if exc.code() is not grpc.StatusCode.UNAVAILABLE:
+                        if exc.code() not in _NOT_THERE:
                             raise PeerLostError(
                                 f"{self._device!r} was refused by {address}: {last}"
                             ) from exc
+                    except _RestartedError as exc:
+                        last = exc.message
+                    if peer not in self._links:
                         await asyncio.sleep(min(RETRY_S, max(0.0, until_s - time.monotonic())))
         except TimeoutError as exc:
             if not limit.expired():
@@ -334,7 +344,7 @@ class GrpcTransport:
                 answers.append(self._answer(call, hello))
             instances = set(await asyncio.gather(*answers))
             if len(instances) != 1:
-                raise PeerLostError(f"{peer!r} at {target} restarted while it was dialled")
+                raise _RestartedError(f"{peer!r} at {target} restarted while it was dialled")
         except BaseException:
             for stream in streams.values():
                 stream.abort()
@@ -365,6 +375,10 @@ class GrpcTransport:
         except TransportError as exc:
             logger.warning("%s refused a stream: %s", self._device, exc.message)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, exc.message)
+            return
+        if self._closed:  # no refusal: a successor may listen here soon, and is dialled again
+            closing = f"{self._device!r} is closing"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, closing)
             return
         key = (hello.device, hello.connection)
         arriving = self._arriving.setdefault(key, _Arriving(hello))
@@ -405,8 +419,6 @@ class GrpcTransport:
             raise TransportError(f"this is {self._device!r}, not {hello.peer!r:.80}")
         if hello.device == self._device:
             raise TransportError(f"another device calls itself {hello.device!r} too")
-        if self._closed:
-            raise TransportError(f"{self._device!r} is closing")
         lanes = {lane.value: lane for lane in Lane}
         arriving = self._arriving.get((hello.device, hello.connection))
         if hello.lane not in lanes or (arriving and lanes[hello.lane] in arriving.streams):
