@@ -59,6 +59,13 @@ def test_a_group_goes_at_once_and_with_it_the_idle_device_in_it():
     assert two == [("d1", "d2", "s0"), ("d0", "d1", "s0")], "one spare is left for two stages"
 
 
+def test_who_is_not_here_is_lost_with_nobody():
+    """Else the pair with s1, which is not there, would be the one pair that is planned for."""
+    van = {"d1": ("van",), "s1": ("van",)}
+    policy = Policy(party=OWNERS, losses_per_s=RATES, hazards=van, doubles=1)
+    assert planned(policy) == [("d1",), ("d2",), ("d0",), ("d1", "d2")]
+
+
 def test_a_group_that_nobody_survives_is_not_planned_for():
     all_of_it = dict.fromkeys(OWNERS, ("power",))
     assert ("d0", "d1", "d2") not in planned(

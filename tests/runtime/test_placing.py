@@ -59,6 +59,8 @@ def test_wishes_become_holders_of_stages_among_the_members(policy):
         assert stage.device not in entry.devices
     few = made.holders(decision, plan, ("device-0", "device-1"))
     assert {str(d) for e in few for d in e.devices} <= {"device-0", "device-1"}
+    left = [bool(entry.devices) for entry in few]
+    assert left == [policy != "none"] * 2, "where a wish is for others only, somebody has it"
 
 
 def test_a_stage_beside_one_who_walks_away_has_a_copy_all_the_same():
