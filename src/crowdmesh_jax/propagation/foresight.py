@@ -180,6 +180,12 @@ class Ahead:
         """Chance that all links of a chain are there until then."""
         return float(np.interp(seconds, _TIMES_S, self.lasts(np.array([chain]))[0]))
 
+    def breaks_s(self, chain: Rows) -> float:
+        """When one of its links is as likely to have ended as not; the last moment that is looked
+        at if that comes later."""
+        stays = self.lasts(np.array([chain]))[0]
+        return float(np.interp(-0.5, -stays, _TIMES_S))
+
 
 def _persistence_s(view: PolicyView, rule: ChainRule) -> float:
     """How long a velocity lasts: the mean time since each device turned last. Of times between

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,8 +92,7 @@ def planned_moves(
     )
     if stays * (1 + danger) <= best_g + rule.gain:
         return ()
-    lives_s = [1 / float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(owners)]
-    life_s = min(lives_s, default=math.inf)
+    leaves_s = ahead.breaks_s(owners)
     return tuple(
         Handover(
             owner=stage.device,
@@ -102,7 +100,7 @@ def planned_moves(
             first_layer=stage.first_layer,
             last_layer=stage.last_layer,
             lead_s=lead_s,
-            leaves_s=life_s,
+            leaves_s=leaves_s,
             why=f"a second of work takes {best_g:.2f} there, {stays * (1 + danger):.2f} here",
         )
         for stage, row, now in zip(view.plan.stages, chain, owners, strict=True)
