@@ -138,13 +138,65 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
 
 
-def test_a_policy_may_say_to_whom_a_stage_is_handed():
+def moves(*wanted: tuple[str, str], leaves_in_s: float = 100.0) -> control.MovesWanted:
+    return control.MovesWanted(
+        moves=tuple(control.Move(device=d, to=to, leaves_in_s=leaves_in_s) for d, to in wanted)
+    )
+
+
+def test_a_replication_policy_says_who_hands_over_to_whom_and_when_is_now():
     policy = Policy()
     policy.running()
     for spare in ("s0", "s1"):
         policy.tell(control.ProgramCompiled(device=spare, key="k1"))
-    (ask,) = policy.tell(control.Departing(device="d1", leaves_in_s=1.0, to="s0"))
-    assert "to s0 (it is idle)" in ask.reason, "though s1 holds the copy"
+    (ask,) = policy.tell(moves(("d1", "s0")))
+    assert "d1 hands stage 1 over to s0 (it is idle)" in ask.reason, "though s1 holds the copy"
+
+
+def test_stages_that_a_replication_policy_moves_together_move_at_one_stop():
+    policy = Policy()
+    policy.running()
+    for spare, key in (("s0", "k2"), ("s1", "k1")):
+        policy.tell(control.ProgramCompiled(device=spare, key=key))
+    (ask,) = policy.tell(moves(("d1", "s1"), ("d2", "s0")))
+    assert "d1 hands stage 1 over to s1" in ask.reason
+    assert "d2 hands stage 2 over to s0" in ask.reason
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "s1", "s0")
+
+
+def test_what_a_replication_policy_does_not_want_any_more_is_not_done():
+    policy = Policy()
+    policy.running()
+    assert policy.tell(moves(("d1", "s0"), ("d2", "s1"))) == [], "nobody has the programs yet"
+    policy.tell(moves(("d2", "s1")))
+    (ask,) = [a for key in ("k1", "k2") for a in policy.tell(
+        control.ProgramCompiled(device="s1", key=key)) + policy.tell(control.Tick())]  # fmt: skip
+    assert ask.reason.startswith("d2 hands stage 2 over to s1")
+    assert "d1" not in ask.reason
+    told = Policy()
+    told.running()
+    told.tell(control.Departing(device="d1", leaves_in_s=3.0))
+    told.tell(moves(("d1", "s0")))
+    told.tell(moves())
+    (ask,) = told.tell(control.Tick(), 2.5)
+    assert "d1 hands stage 1 over" in ask.reason, "what it announced itself stands"
+
+
+def test_who_was_moved_away_and_is_still_here_later_counts_again():
+    policy = Policy(party=("d0", "d1", "d2", "s0"))
+    policy.running()
+    policy.tell(control.ProgramCompiled(device="s0", key="k1"))
+    policy.tell(moves(("d1", "s0")))
+    (answer,) = policy.need(is_still=True)
+    plan = answer.choice.plan
+    policy.running(plan=plan, epoch=2)
+    policy.tell(moves())
+    assert "d1" not in policy.state.candidates()
+    policy.tell(control.Tick(), 59.0)
+    assert "d1" not in policy.state.candidates(), "what was foreseen may still come"
+    policy.tell(control.Tick(), 2.0)
+    assert "d1" in policy.state.candidates()
 
 
 def test_a_hand_over_waits_for_the_compiler_while_there_is_time():

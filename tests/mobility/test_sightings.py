@@ -1,6 +1,7 @@
 """What is known: past, noisy, late; and nothing of the future."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from crowdmesh_jax.mobility import (
     Observer,
     RandomWaypoint,
     Sightings,
+    Smoother,
     Snapshot,
     scenario,
 )
@@ -81,8 +83,12 @@ def test_sightings_hold_no_way_to_the_truth():
     movement = Movement(WALK, 5, seed=1)
     shot = movement.snapshot()
     look = Observer(5, np.random.default_rng(1)).observe(shot)
-    for name in FIELDS:
-        value = getattr(look, name)
+    assert look.straight_s is None
+    smooth = Smoother(5).smooth(look)
+    for seen, name in itertools.product((look, smooth), FIELDS):
+        value = getattr(seen, name)
+        if value is None and seen is look:
+            continue
         assert isinstance(value, (float, np.ndarray)), name
         if isinstance(value, np.ndarray):
             assert not np.shares_memory(value, shot.positions_m)

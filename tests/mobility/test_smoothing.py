@@ -40,6 +40,17 @@ def test_a_turn_begins_a_new_mean_at_once():
     assert np.median(smooth.velocity_sd_m_per_s) == 0.15
 
 
+def test_it_tells_for_how_long_devices_went_straight():
+    made = seen(24, turn_at=20)
+    before, after = made[19][2], made[23][2]
+    assert before.straight_s is not None
+    assert after.straight_s is not None
+    # A measurement far off by chance looks like a turn, now and then.
+    assert np.median(before.straight_s) == 19
+    assert np.median(after.straight_s) == 3
+    assert made[0][1].straight_s is None
+
+
 def test_a_newcomer_under_an_old_number_has_no_past():
     made = seen(6)
     smoother = Smoother(200)

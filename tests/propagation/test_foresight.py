@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from replica_worlds import crowd, plan, profile, sightings, view
 
 from crowdmesh_jax.errors import InvalidValueError
-from crowdmesh_jax.propagation import Ahead, ChainRule, Costs, Holding, MobilityPolicy, best_chain
+from crowdmesh_jax.propagation import (
+    Ahead,
+    Budget,
+    ChainRule,
+    Costs,
+    Holding,
+    MobilityPolicy,
+    best_chain,
+)
 
 RULE = ChainRule()
 NAMES = tuple("abcdefg")
@@ -34,7 +42,7 @@ def a_view(places, velocities=None, *, owners="a b", sd=0.0, speeds=None, held=(
 
 def test_a_link_lasts_as_long_as_straight_motion_says():
     seen = a_view({"a": (0.0, 0.0), "b": (10.0, 0.0)}, {"b": (1.0, 0.0)})
-    ahead = Ahead.of(seen, replace(RULE, persistence_s=1e6, turns=0.0, drift_m=0.0))
+    ahead = Ahead.of(seen, replace(RULE, persistence_s=1e6))
     assert ahead is not None
     # It ends after 40 s, between the grid's 32 and 64.
     assert ahead.chance_at(32.0)[0, 1] > 0.99
@@ -61,27 +69,43 @@ def test_the_best_chain_is_the_one_that_trying_all_finds(seed, stages):
     count = 6
     near = np.triu(rng.random((count, count)) < 0.6, 1)
     near = near | near.T
-    rates = np.triu(rng.uniform(0.001, 0.2, (count, count)), 1)
+    falls = np.triu(rng.uniform(0.3, 1.0, (11, count, count)), 1)
+    chance = np.cumprod(falls + falls.transpose(0, 2, 1), axis=0)
+    chance[0] = 1.0
     ahead = Ahead(
         ids=NAMES[:count],
         near=near,
-        chance=np.ones((11, count, count)),
-        rate_per_s=rates + rates.T,
+        chance=chance,
+        rate_per_s=np.full((count, count), 0.01),
         stage_s=rng.uniform(0.5, 1.5, (stages, count)),
     )
     needs_s = rng.choice([0.0, 3.0, math.inf], (stages, count))
     ahead_s = rng.choice([0.0, 10.0], (stages, count))
     owners = tuple(int(v) for v in rng.permutation(count)[:stages])
+    times_s = [0.0, *(2.0**power for power in range(1, 11))]
+
+    def stays(chain, second):
+        one = [math.prod(chance[i, a, b] for a, b in itertools.pairwise(chain)) for i in range(11)]
+        return float(np.interp(second, times_s, one))
 
     def g(chain):
         moved = [s for s in range(stages) if chain[s] != owners[s]]
         times = [ahead.stage_s[s, d] for s, d in enumerate(chain)]
         t = (sum(times) + 7 * max(times)) / ((8 + stages - 1) * ahead.stage_s.min())
-        cost = RULE.stop_s + max(needs_s[s, chain[s]] for s in moved)
-        cost += 0.1 * max(ahead_s[s, chain[s]] for s in moved) + RULE.stage_s * len(moved)
+        early_s = max(ahead_s[s, chain[s]] for s in moved)
+        waits_s = max(needs_s[s, chain[s]] for s in moved)
+        cost = RULE.stop_s + waits_s + 0.1 * early_s + RULE.stage_s * len(moved)
         if not math.isfinite(cost):
             return math.inf
-        return t * (1 + cost * sum(ahead.rate_per_s[a, b] for a, b in itertools.pairwise(chain)))
+        cost += 15 * (stays(owners, RULE.look_s) - stays(owners, RULE.look_s + early_s))
+        lead_s = RULE.look_s + early_s + RULE.stop_s + waits_s
+        rates, kept_s, led = [], 0.0, stays(chain, lead_s)
+        for before, after in itertools.pairwise(times_s):
+            kept_s += (stays(chain, before) + stays(chain, after)) / 2 * (after - before)
+            lost = 1 - led + RULE.missed * max(0.0, led - stays(chain, after))
+            if after >= lead_s:
+                rates.append((cost + 15 * lost) / kept_s)
+        return t * (1 + min(rates))
 
     chains = [
         chain
@@ -91,8 +115,9 @@ def test_the_best_chain_is_the_one_that_trying_all_finds(seed, stages):
     ]  # fmt: skip
     values = [g(chain) for chain in chains]
     found = best_chain(
-        ahead, RULE, microbatches=8, owners=owners, needs_s=needs_s, ahead_s=ahead_s, slowdown=0.1
-    )
+        ahead, RULE, microbatches=8, owners=owners, needs_s=needs_s, ahead_s=ahead_s, slowdown=0.1,
+        loss_s=15.0,
+    )  # fmt: skip
     if not values or not math.isfinite(min(values)):
         assert found is None
     else:
@@ -160,7 +185,52 @@ def test_the_order_of_devices_does_not_matter():
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize("field", ["persistence_s", "look_s", "turns", "candidates"])
+@pytest.mark.parametrize(
+    "field", ["persistence_s", "turn_s", "look_s", "gain", "candidates", "missed", "far_share"]
+)
 def test_a_rule_that_cannot_be_is_refused(field):
     with pytest.raises(InvalidValueError, match=field):
         replace(RULE, **{field: -1})
+
+
+def test_who_turned_lately_is_not_expected_to_go_on_straight():
+    places = {"a": (0.0, 0.0), "b": (10.0, 0.0), "c": (0.0, 9.0)}
+    seen = a_view(places, {"b": (1.0, 0.0), "c": (0.0, -1.0)})
+    assert seen.sightings is not None
+    chances = []
+    for straight_s in (1.0, 300.0):
+        lately = replace(seen.sightings, straight_s=np.full(3, straight_s))
+        ahead = Ahead.of(replace(seen, sightings=lately), RULE)
+        assert ahead is not None
+        chances.append(float(ahead.chance_at(64.0)[0, 1]))
+    # Straight on, b is gone after 40 s.
+    assert chances[0] > 0.3 > 0.15 > chances[1]
+
+
+def test_what_links_of_a_chain_promise_together_is_the_product():
+    places = {"a": (0.0, 0.0), "b": (40.0, 0.0), "c": (80.0, 0.0)}
+    ahead = Ahead.of(a_view(places, {"b": (0.0, 0.3)}, owners="a b c"), RULE)
+    assert ahead is not None
+    both = ahead.lasts_until((0, 1, 2), 32.0)
+    assert both == pytest.approx(float(ahead.chance_at(32.0)[0, 1] * ahead.chance_at(32.0)[1, 2]))
+
+
+def test_the_nearer_of_two_that_lack_a_lost_stage_takes_it():
+    """d and e are as fast; only e is in range of the one copy, at f."""
+    places = {"a": (0.0, 0.0), "b": (10.0, 0.0), "c": (-49.0, 0.0), "d": (-46.0, 5.0),
+              "e": (5.0, 5.0), "f": (20.0, 0.0)}  # fmt: skip
+    speeds = dict.fromkeys("abcde", 1000000.0) | {"f": 1e5}
+    seen = a_view(places, owners="a b", held=[("f", 1, 9)], speeds=speeds)
+    heard = replace_heard(seen, np.array([True, False, True, True, True, True]))
+    assert MobilityPolicy().take_over(heard, [1]) == ("a", "e")
+
+
+def test_second_copies_go_to_those_that_never_had_the_stage_until_all_had_it():
+    places = {name: (3.0 * i, 2.0 * (i % 2)) for i, name in enumerate("abcde")}
+    speeds = {"a": 9e5, "b": 9e5, "c": 1e6, "d": 1e6, "e": 9e5}
+    for who, last in (("abcd", "e"), ("abcde", "d")):
+        held = [(device, stage, 1) for device in who for stage in (0, 1)]
+        seen = a_view(places, owners="a b", held=held, speeds=speeds)
+        plan = MobilityPolicy().decide(replace(seen, budget=Budget(copies=2))).replicas
+        for item in plan.ranges:
+            assert list(item.holders) == ["c", last]

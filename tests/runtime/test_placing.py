@@ -73,6 +73,7 @@ def test_a_stage_beside_one_who_walks_away_has_a_copy_all_the_same():
     seen = Sightings(
         now_s=0.0, seen_s=zero, positions_m=still, velocities_m_per_s=walks,
         velocity_sd_m_per_s=np.full(4, 0.05), occupants=np.arange(4),
+        straight_s=np.full(4, 600.0),
     )  # fmt: skip
     made = placer("mobility", watch=lambda: seen, range_m=80.0)
     decision = made.decide(plan, 0.1)

@@ -22,8 +22,8 @@ examples:
   crowdmesh policies --policies mobility,next_stage,central --scenario gauss_markov
   crowdmesh policies --policies 'mobility,mobility - hand-over,neighbour'
 policies: mobility, neighbour, neighbour_server, next_stage, central, none;
-  and parts left out: 'mobility - hand-over', '- placement', '- interval', '- replay', '- takers',
-  and 'neighbour + replay'
+  and parts left out: 'mobility - hand-over', '- placement', '- newcomers', '- interval',
+  '- replay', '- takers', and 'neighbour + replay'
 scenarios: calm, gauss_markov, sumo, waypoint
 """
 MOST_SEEDS = 1000

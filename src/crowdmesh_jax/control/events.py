@@ -42,12 +42,29 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Departing:
-    """A device is going to leave: announced, or predicted from how it moves."""
+    """A device says that it is going to leave."""
 
     device: str
     leaves_in_s: float
-    to: str = ""
-    """Where its stage is wanted, if it is idle then; "": the machine chooses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A stage that a replication policy wants elsewhere, since its owner goes or others are better
+    placed."""
+
+    device: str
+    to: str
+    """Whoever should have it, if it is idle then and has the programs; else another has it."""
+    leaves_in_s: float
+    """Until then there is time for compiling."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovesWanted:
+    """A replication policy wants these now, at one stop, and no longer what it wanted before."""
+
+    moves: tuple[Move, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +173,7 @@ class Tick:
 
 
 ControlEvent = (
-    Joined | Lost | Departing | Running | StepCommitted | ProgramCompiled | PlanSolved
+    Joined | Lost | Departing | MovesWanted | Running | StepCommitted | ProgramCompiled | PlanSolved
     | OwnersNeeded | WaveKept | HoldersWanted | Tick | CopyStored | CopyGone | TransferFailed
 )  # fmt: skip
 
@@ -216,9 +233,9 @@ ControlAction = Solve | Compile | AskChange | AskHolders | AskInterval | Answer
 _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
-        Joined, Lost, Departing, Running, StepCommitted, ProgramCompiled, PlanSolved, OwnersNeeded,
-        WaveKept, HoldersWanted, Tick, CopyStored, CopyGone, TransferFailed, Solve, Compile,
-        AskChange, AskHolders, AskInterval, Answer,
+        Joined, Lost, Departing, MovesWanted, Running, StepCommitted, ProgramCompiled, PlanSolved,
+        OwnersNeeded, WaveKept, HoldersWanted, Tick, CopyStored, CopyGone, TransferFailed, Solve,
+        Compile, AskChange, AskHolders, AskInterval, Answer,
     )
 }  # fmt: skip
 

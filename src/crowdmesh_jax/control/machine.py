@@ -6,6 +6,7 @@ OwnersNeeded   an idle device that holds the copy and the programs; else a plan 
                one is solved now
 Joined         after a while: members by an epoch without a loss, if there is something for them
 Departing      its stage goes to an idle device before it leaves, rather one that has a copy
+MovesWanted    the same now, for several stages at one stop, to whom the replication policy says
 TransferFailed copies go to another holder
 PlanSolved     taken at the next standstill if it saves more than the change costs
 """
@@ -18,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan
 from ..propagation.interval import interval_steps
 from ..protocol import OwnersChoice, OwnersNeed, choose_owners
@@ -32,10 +32,10 @@ from .holding import (
     on_copy_gone,
     on_copy_stored,
     on_transfer_failed,
-    version_held,
 )
+from .leaving import due, forget_old, hand_over_when_due, not_leaving, on_departing, on_moves_wanted
 from .state import KEPT_PLANS, ControlState
-from .turn import Turn, holders_of
+from .turn import Turn
 
 KEPT_COSTS = 5
 WINDOW = 64
@@ -63,7 +63,8 @@ def _on_joined(turn: Turn, event: ev.Joined) -> None:
     gone = {name: keys for name, keys in state.ready.items() if name != event.device}
     asked = {name: keys for name, keys in state.asked.items() if name != event.device}
     present = tuple(sorted({*state.present, event.device}))
-    turn.set(present=present, ready=gone, asked=asked, departing=_without(state, event.device))
+    turn.set(present=present, ready=gone, asked=asked)
+    not_leaving(turn, event.device)
     if state.plan is not None:
         turn.set(joined_s=turn.now_s, is_disturbed=True)
 
@@ -76,26 +77,13 @@ def _on_lost(turn: Turn, event: ev.Lost) -> None:
         present=tuple(device for device in state.present if device != event.device),
         ready={name: keys for name, keys in state.ready.items() if name != event.device},
         asked={name: keys for name, keys in state.asked.items() if name != event.device},
-        departing=_without(state, event.device),
     )
-
-
-def _without(state: ControlState, device: str) -> dict[str, float]:
-    return {name: at for name, at in state.departing.items() if name != device}
-
-
-def _on_departing(turn: Turn, event: ev.Departing) -> None:
-    state = turn.state
-    leaves_s = turn.now_s + event.leaves_in_s
-    turn.set(
-        departing={**state.departing, event.device: leaves_s},
-        heirs={**state.heirs, event.device: event.to},
-    )
-    _hand_over_when_due(turn)
+    not_leaving(turn, event.device)
 
 
 def _on_tick(turn: Turn, event: ev.Tick) -> None:
-    _hand_over_when_due(turn)
+    forget_old(turn)
+    hand_over_when_due(turn)
     if turn.state.is_running and not turn.state.solving:
         plan_ahead(turn)
     state = turn.state
@@ -107,53 +95,6 @@ def _on_tick(turn: Turn, event: ev.Tick) -> None:
     newcomers = [device for device in state.present if device not in state.party]
     if newcomers:
         turn.do(ev.AskChange(reason=f"{', '.join(newcomers)} joined"))
-
-
-# Hand-over --------------------------------------------------------------------------------------
-
-
-def _hand_over_when_due(turn: Turn) -> None:
-    """Moves stages off devices that leave within the lead, to idle ones that stay."""
-    state = turn.state
-    if not state.is_running or state.plan is None or state.wish is not None:
-        return
-    due = {
-        device
-        for device, leaves_s in state.departing.items()
-        if leaves_s - turn.now_s <= state.terms.lead_s and state.plan.stage_of(device) is not None
-    }
-    if not due:
-        return
-    stages, words = list(state.plan.stages), []
-    idle = [device for device in state.idle() if device not in state.departing]
-    for index, stage in enumerate(stages):
-        if stage.device not in due or not idle:
-            continue
-        holds, key = holders_of(state.holders, stage.first_layer), state.keys[index]
-
-        heir = state.heirs.get(stage.device)
-
-        def rank(
-            device: str, stage: Any = stage, holds: Any = holds, key: str = key, heir: Any = heir
-        ) -> tuple[bool, bool, int, bool, int]:
-            is_ready = key in state.ready.get(device, ())
-            newest = -version_held(state, device, stage)
-            return not is_ready, device != heir, newest, device not in holds, idle.index(device)
-
-        best = min(idle, key=rank)
-        left_s = state.departing[stage.device] - turn.now_s
-        if rank(best)[0] and left_s > state.terms.lead_s / 2:
-            continue  # it compiles: there is time for that
-        idle.remove(best)
-        version = version_held(state, best, stage)
-        is_meant = "it is to hold its copies" if best in holds else "it is idle"
-        why = f"it holds a copy of version {version}" if version >= 0 else is_meant
-        words.append(f"{stage.device} hands stage {index} over to {best} ({why}) before it leaves")
-        stages[index] = replace(stage, device=DeviceId(best))
-    if words:
-        reason = "; ".join(words)
-        turn.set(wish=replace(state.plan, stages=tuple(stages)), wish_reason=reason)
-        turn.do(ev.AskChange(reason=reason))
 
 
 # An epoch runs ----------------------------------------------------------------------------------
@@ -294,7 +235,7 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
         str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
         for device in need.devices
     }
-    leaving = _leaving(turn)
+    leaving = due(turn)
     staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
     choice = choose_owners(staying, facts=facts)
     among = staying
@@ -312,12 +253,6 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
         _answer_with(turn, need, made)
     else:
         turn.solve(devices, urgent=True)
-
-
-def _leaving(turn: Turn) -> set[str]:
-    """Who departs within the lead."""
-    state = turn.state
-    return {d for d, at in state.departing.items() if at - turn.now_s <= state.terms.lead_s}
 
 
 def _compiled(
@@ -342,7 +277,7 @@ def _answer_with(turn: Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
     # Who leaves is idle once its stage has moved, and would be the first to be given copies.
-    leaving = _leaving(turn)
+    leaving = due(turn)
     staying = tuple(device for device in need.devices if device not in leaving)
     holders = holders_for(turn.state, plan, staying)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
@@ -353,7 +288,8 @@ def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> No
 _HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Joined: _on_joined,
     ev.Lost: _on_lost,
-    ev.Departing: _on_departing,
+    ev.Departing: on_departing,
+    ev.MovesWanted: on_moves_wanted,
     ev.Running: _on_running,
     ev.StepCommitted: _on_step,
     ev.ProgramCompiled: _on_compiled,

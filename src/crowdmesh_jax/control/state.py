@@ -73,6 +73,17 @@ class ControlTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """That a replication policy wants a device's stage elsewhere."""
+
+    to: str
+    leaves_s: float
+    """When the device is likely to be gone."""
+    wanted_s: float
+    """When the policy said so last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlState:
     """Of one run."""
 
@@ -123,20 +134,24 @@ class ControlState:
     """To be taken at the next standstill."""
     wish_reason: str = ""
     departing: Mapping[str, float] = field(default_factory=dict)
-    """Device -> when it leaves."""
-    heirs: Mapping[str, str] = field(default_factory=dict)
-    """Device -> who is wanted for its stage."""
+    """Device -> when it leaves, as announced."""
+    moves: Mapping[str, Foreseen] = field(default_factory=dict)
+    """Device -> why it will not have its stage for long, or had it until now."""
 
     def idle(self) -> tuple[str, ...]:
         """Members without a stage."""
         owners = set(self.plan.all_devices) if self.plan is not None else set()
         return tuple(device for device in self.party if device not in owners)
 
+    def will_leave(self, device: str) -> bool:
+        """Whether that was announced or foreseen."""
+        return device in self.departing or device in self.moves
+
     def candidates(self) -> tuple[str, ...]:
         """The fastest members, as many as had a stage at first; the others stay spares."""
         order = {device: index for index, device in enumerate(self.party)}
         speeds = self.terms.speeds
-        staying = [device for device in self.party if device not in self.departing]
+        staying = [device for device in self.party if not self.will_leave(device)]
         ranked = sorted(staying, key=lambda d: (-speeds.get(d, 1.0), order[d]))
         return tuple(sorted(ranked[: self.stages_wanted], key=order.__getitem__))
 

@@ -37,6 +37,8 @@ class Sightings:
     """Standard error of each component, from the noise alone, `[devices]`; infinite: unknown."""
     occupants: np.ndarray
     """Who stood behind each number when last seen; -1: nobody seen yet."""
+    straight_s: Floats | None = None
+    """For how long no turn, stop or start of each was noticed, `[devices]`; None: nobody looked."""
 
     @property
     def known(self) -> Bools:

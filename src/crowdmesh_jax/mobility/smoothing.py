@@ -32,10 +32,12 @@ class Smoother:
         self._mean = np.zeros((self.devices, 2))
         self._count = np.zeros(self.devices)
         self._seen_s = np.full(self.devices, -math.inf)
+        self._since_s = np.full(self.devices, -math.inf)
         self._occupants = np.full(self.devices, -1)
 
     def smooth(self, seen: Sightings) -> Sightings:
-        """The same sightings, with mean velocities and their standard errors.
+        """The same sightings, with mean velocities, their standard errors, and for how long each
+        went straight.
 
         Sightings that are no news (the same time as before) change nothing.
         """
@@ -51,6 +53,7 @@ class Smoother:
         share = np.where(anew, 1.0, np.where(new, 1 / np.maximum(self._count, 1), 0.0))
         moved = self._mean + share[:, None] * (seen.velocities_m_per_s - self._mean)
         self._mean = np.where(anew[:, None], seen.velocities_m_per_s, moved)
+        self._since_s = np.where(anew, seen.seen_s, self._since_s)
         self._seen_s = np.where(new, seen.seen_s, self._seen_s)
         self._occupants = np.where(new, seen.occupants, self._occupants)
         return replace(
@@ -59,4 +62,5 @@ class Smoother:
             velocity_sd_m_per_s=checks.frozen(
                 seen.velocity_sd_m_per_s / np.sqrt(np.maximum(self._count, 1))
             ),
+            straight_s=checks.frozen(np.where(self._count > 0, self._seen_s - self._since_s, 0.0)),
         )

@@ -1,24 +1,27 @@
 """Where the pipeline should go next: chains of devices by their step and by how long they last.
 
-A chain c of devices, one a stage, each in range of the next, is left when one of its links ends.
-Changing costs K seconds, whatever the number of stages that move, as they move at one stop. Over
-its life of L(c) seconds a new chain costs, per second of work,
+A chain c of devices, one a stage, each in range of the next, is left when one of its links ends, or
+before. Changing costs K seconds, whatever the number of stages that move, as they move at one stop.
+Let t be a chain's step time over that of the fastest devices, S(T) the chance that all its links
+last T seconds, A the time until a move away from it could be through, and X what a loss costs more
+than a planned stop. Kept for T seconds, a chain costs, per second of work,
 
-    g(c) = t(c) (1 + K / L(c))
+    g = t (1 + (K + X (1 - S(A) + m (S(A) - S(T)))) / int_0^T S)
 
-with t(c) its step time over that of the fastest chain. The standing chain's K is spent, so it is
-left when g of the best other chain is lower than what staying costs now, t (1 + h (loss - K)): its
-time, and the rate h at which a link breaks before a hand-over is through, times what an unplanned
-loss costs more than a planned one. One rule for departures, better places and faster devices.
+where m is the share of later ends that no move comes before. T is the one with the lowest g. The
+standing chain's K is spent; it is left when the best g with K is lower than its own without. One
+rule for departures, better places and faster devices.
 
 **Links.** Seen at offset p with relative velocity w, after H seconds
 
     distance = |p + w tau (1 - exp(-H / tau))|
-    sigma^2  = 2 (sd tau (1 - exp(-H / tau)))^2 + (turns |w| H)^2 + (drift sqrt(H))^2
+    sigma^2  = 2 (sd tau (1 - exp(-H / tau)))^2 + u^2 tau^2 (2x - 3 + 4 exp(-x) - exp(-2x))
 
-tau: how long a velocity lasts; sd: the error of each velocity. P(in range) = Phi((range -
-distance) / sigma), and the life of a link is the integral of P. Of a chain, the rates of its links
-add up.
+with x = H / tau: velocities that are forgotten at rate 1 / tau (Ornstein-Uhlenbeck). sd is the
+error of each velocity, u^2 the mean square of a speed, half the device's own and half everybody's.
+tau is learned: the mean time for which devices have gone straight. P(in range) = Phi((range -
+distance) / sigma), to a power above 1 where velocities are forgotten, since a link may end and be
+there again. That a chain's links last is the product.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ import numpy as np
 from ..errors import InvalidValueError
 from .policy import PolicyView
 
+LOOK_AT = 256
+"""Chains that are worked out at once."""
 _TIMES_S = np.array([0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0])
 Rows = tuple[int, ...]
 
@@ -43,11 +48,14 @@ class ChainRule:
     """Numbers of the rule above: choices, tuned on the tuning seeds of all frozen scenarios
     together, the same everywhere."""
 
-    persistence_s: float = 200.0
-    """tau."""
-    turns: float = 0.05
-    drift_m: float = 0.3
-    """After one second, of an offset."""
+    persistence_s: float = 60.0
+    """tau, where nobody knows for how long devices went straight."""
+    turn_s: float = 10.0
+    """tau where all have just turned: a turn need not change all of a velocity."""
+    returns: float = 0.6
+    """How much less likely a link is never to end than to be there at the end, where all turn."""
+    missed: float = 0.2
+    """Share of links' ends that no move comes before, of those that are not near yet."""
     candidates: int = 11
     """Devices that are looked at, the owners included: those with the best speed and links."""
     gain: float = 0.03
@@ -60,14 +68,19 @@ class ChainRule:
     """A planned stop, without bytes."""
     stage_s: float = 0.2
     """What each stage that moves costs beside: its logs and copies have to be made anew."""
+    fetch_s: float = 5.0
+    """State that who takes over after a loss lacks, on average."""
+    far_share: float = 0.1
+    """Rate to who is out of range, of that in range."""
     recovery_stage_s: float = 10.0
     """The same after a loss: each stage that stays keeps the state of the newest version alive."""
 
     def __post_init__(self) -> None:
-        for name in ("persistence_s", "look_s"):
+        for name in ("persistence_s", "turn_s", "look_s", "far_share"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and > 0")
-        for name in ("turns", "drift_m", "gain", "stop_s", "stage_s", "recovery_stage_s"):
+        for name in ("returns", "missed", "gain", "far_s", "stop_s", "stage_s", "fetch_s",
+                     "recovery_stage_s"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and >= 0")
         if self.candidates < 1:
@@ -113,19 +126,26 @@ class Ahead:
         near = (apart_m**2).sum(axis=-1) <= view.range_m**2
         near &= known[:, None] & known[None]
         np.fill_diagonal(near, False)
-        lasts_s = rule.persistence_s * -np.expm1(-_TIMES_S / rule.persistence_s)
+        tau_s = _persistence_s(view, rule)
+        lasts_s = tau_s * -np.expm1(-_TIMES_S / tau_s)
         way_m = apart_m + relative * lasts_s[:, None, None, None]
         distance_m = np.sqrt((way_m**2).sum(axis=-1))
-        speed2 = (relative**2).sum(axis=-1)
-        variance = (
-            (sd[:, None] ** 2 + sd[None] ** 2) * (lasts_s**2)[:, None, None]
-            + rule.turns**2 * speed2 * (_TIMES_S**2)[:, None, None]
-            + rule.drift_m**2 * _TIMES_S[:, None, None]
+        # Between what the device itself does now and what everybody does: who stands may start.
+        wander2 = (_speed2(view) + np.maximum((velocity**2).sum(axis=1) - 2 * sd**2, 0.0)) / 2
+        parts = _TIMES_S / tau_s
+        spread_s2 = tau_s**2 * np.maximum(
+            2 * parts - 3 + 4 * np.exp(-parts) - np.exp(-2 * parts), 0.0
         )
+        variance = (sd[:, None] ** 2 + sd[None] ** 2) * (lasts_s**2)[:, None, None]
+        variance = variance + (wander2[:, None] + wander2[None]) / 2 * spread_s2[:, None, None]
         sigma_m = np.sqrt(np.maximum(variance, 1e-6))
         score = np.clip(1.702 * (view.range_m - distance_m) / sigma_m, -60, 60)
         # The logistic function is the normal one within 0.01.
-        chance = np.minimum.accumulate(1 / (1 + np.exp(-score)), axis=0) * near
+        # Who turns now and then may be out of range between two moments in range.
+        turned = 1 - lasts_s / np.maximum(_TIMES_S, 1e-9)
+        turned[0] = 0.0
+        inside = (1 / (1 + np.exp(-score))) ** (1 + rule.returns * turned)[:, None, None]
+        chance = np.minimum.accumulate(inside, axis=0) * near
         steps_s = np.diff(_TIMES_S)[:, None, None]
         life_s = ((chance[1:] + chance[:-1]) / 2 * steps_s).sum(axis=0)
         stage_s = _stage_seconds(view, [view.ids[i] for i in order])
@@ -147,10 +167,47 @@ class Ahead:
         )
         return self.chance[after - 1] * (1 - part) + self.chance[after] * part
 
-    def broken_by(self, chain: Rows, seconds: float) -> float:
-        """Rate at which one of its links ends within those seconds."""
-        stays = self.chance_at(seconds)
-        return sum(1 - float(stays[a, b]) for a, b in itertools.pairwise(chain)) / seconds
+    def lasts(self, chains: np.ndarray) -> np.ndarray:
+        """`[chains, times]`: chance that all links of each are there until then."""
+        count = len(self.ids)
+        by_pair = self.chance.reshape(len(_TIMES_S), count * count).T
+        stays = np.ones((len(chains), len(_TIMES_S)))
+        for stage in range(chains.shape[1] - 1):
+            stays *= by_pair[chains[:, stage] * count + chains[:, stage + 1]]
+        return stays
+
+    def lasts_until(self, chain: Rows, seconds: float) -> float:
+        """Chance that all links of a chain are there until then."""
+        return float(np.interp(seconds, _TIMES_S, self.lasts(np.array([chain]))[0]))
+
+    def breaks_s(self, chain: Rows) -> float:
+        """When one of its links is as likely to have ended as not; the last moment that is looked
+        at if that comes later."""
+        stays = self.lasts(np.array([chain]))[0]
+        return float(np.interp(-0.5, -stays, _TIMES_S))
+
+
+def _persistence_s(view: PolicyView, rule: ChainRule) -> float:
+    """How long a velocity lasts: the mean time since each device turned last. Of times between
+    turns that have no memory that is the mean too."""
+    seen = view.sightings
+    assert seen is not None
+    if seen.straight_s is None or not seen.known.any():
+        return rule.persistence_s
+    straight_s = seen.straight_s[seen.known]
+    return math.fsum(straight_s) / len(straight_s) + rule.turn_s
+
+
+def _speed2(view: PolicyView) -> float:
+    """Mean square of all speeds, without the noise."""
+    seen = view.sightings
+    assert seen is not None
+    known = seen.known & np.isfinite(seen.velocity_sd_m_per_s)
+    if not known.any():
+        return 0.0
+    squares = (seen.velocities_m_per_s[known] ** 2).sum(axis=1)
+    squares = np.maximum(squares - 2 * seen.velocity_sd_m_per_s[known] ** 2, 0.0)
+    return math.fsum(squares) / len(squares)
 
 
 def _stage_seconds(view: PolicyView, ids: Sequence[str]) -> np.ndarray:
@@ -181,6 +238,31 @@ def _orders(candidates: int, stages: int) -> np.ndarray:
     return np.array(list(itertools.permutations(range(candidates), stages)), np.int64)
 
 
+def rate_of(
+    lasts: np.ndarray, cost_s: np.ndarray | float, lead_s: np.ndarray, loss_s: float, missed: float
+) -> np.ndarray:
+    """Seconds that chains cost beside each second on them, if they are kept as long as pays.
+
+    A link that ends before a move could be through is a loss; of those that end later the missed
+    share is. `min over T of (cost + loss ((1 - S(lead)) + missed (S(lead) - S(T)))) / int_0^T S`.
+
+    Args:
+        lasts: `[chains, times]`: S.
+        cost_s: What changing to each costs.
+        lead_s: `[chains]`: before that nobody can leave it as planned.
+    """
+    after = np.searchsorted(_TIMES_S, lead_s).clip(1, len(_TIMES_S) - 1)
+    part = (lead_s - _TIMES_S[after - 1]) / (_TIMES_S[after] - _TIMES_S[after - 1])
+    each = np.arange(len(lasts))
+    led = lasts[each, after - 1] * (1 - part) + lasts[each, after] * part
+    kept_s = np.cumsum((lasts[:, 1:] + lasts[:, :-1]) / 2 * np.diff(_TIMES_S), axis=1)
+    lost = (1 - led)[:, None] + missed * np.maximum(0.0, led[:, None] - lasts[:, 1:])
+    first = np.asarray(cost_s)
+    rate = (first[..., None] + loss_s * lost) / np.maximum(kept_s, 1e-3)
+    rate[_TIMES_S[None, 1:] < lead_s[:, None]] = np.inf
+    return rate.min(axis=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainChoice:
     """The best chain to change to."""
@@ -201,6 +283,7 @@ def best_chain(
     needs_s: np.ndarray,
     ahead_s: np.ndarray,
     slowdown: float,
+    loss_s: float = 0.0,
 ) -> ChainChoice | None:
     """The chain with the lowest g other than the standing one; None where there is none in range.
 
@@ -210,6 +293,7 @@ def best_chain(
             all wait; infinite where it may not have it.
         ahead_s: The same of what goes ahead, while training goes on.
         slowdown: See `Costs`.
+        loss_s: What a loss costs more than a planned stop.
     """
     stages = len(owners)
     fast_s = ahead.stage_s.min()
@@ -232,9 +316,6 @@ def best_chain(
     ways = ways[links_ok]
     if not len(ways):
         return None
-    rate = np.zeros(len(ways))
-    for stage in range(stages - 1):
-        rate += ahead.rate_per_s[ways[:, stage], ways[:, stage + 1]]
     times = np.stack([ahead.stage_s[s, ways[:, s]] for s in range(stages)])
     step = (times.sum(axis=0) + (microbatches - 1) * times.max(axis=0)) / (
         (microbatches + stages - 1) * fast_s
@@ -246,12 +327,31 @@ def best_chain(
     early = np.where(moved, early, 0.0).max(axis=0)
     cost = rule.stop_s + waits + slowdown * early + rule.stage_s * moved.sum(axis=0)
     may = moved.any(axis=0) & np.isfinite(cost)
-    g = np.where(may, step * (1 + np.where(may, cost, 0.0) * rate), np.inf)
-    best = int(np.argmin(g))
-    if not math.isfinite(g[best]):
+    if not may.any():
+        return None
+    ways, step, cost, early, waits = ways[may], step[may], cost[may], early[may], waits[may]
+    if min(owners) >= 0:
+        now = ahead.lasts(np.array([owners]))[0]
+        until = np.interp(rule.look_s + early, _TIMES_S, now)
+        cost = cost + loss_s * (np.interp(rule.look_s, _TIMES_S, now) - until)
+    begun_s = rule.look_s + early + rule.stop_s + waits
+    # No g is below its step: what is slower than the best g so far need not be looked at.
+    order = np.argsort(step, kind="stable")
+    best, best_g = -1, math.inf
+    for first in range(0, len(order), LOOK_AT):
+        some = order[first : first + LOOK_AT]
+        if step[some[0]] > best_g:
+            break
+        g = step[some] * (
+            1 + rate_of(ahead.lasts(ways[some]), cost[some], begun_s[some], loss_s, rule.missed)
+        )
+        lowest = int(np.argmin(g))
+        if g[lowest] < best_g:
+            best, best_g = int(some[lowest]), float(g[lowest])
+    if best < 0:
         return None
     return ChainChoice(
-        chain=tuple(int(v) for v in ways[best]), g=float(g[best]), ahead_s=float(early[best])
+        chain=tuple(int(v) for v in ways[best]), g=best_g, ahead_s=float(early[best])
     )
 
 

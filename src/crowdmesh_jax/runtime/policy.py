@@ -86,7 +86,7 @@ class PolicyBody:
         self._placer = placer
         self._placed_s = 0.0
         """When it was asked last."""
-        self._departing: dict[str, str] = {}
+        self._moves_wanted = False
         """Device -> where its stage is to go, as the placer said last."""
         self._log = log
         self._ready: dict[str, set[str]] = {}
@@ -132,16 +132,15 @@ class PolicyBody:
         holders = placer.holders(decision, plan, self.state.party)
         if holders != self.state.holders:
             self.tell(control.HoldersWanted(holders=holders))
-        for item in decision.handovers:
-            if self._departing.get(str(item.owner)) != str(item.target):
-                self._departing[str(item.owner)] = str(item.target)
-                self.tell(
-                    control.Departing(
-                        device=str(item.owner),
-                        leaves_in_s=max(0.0, item.leaves_s),
-                        to=str(item.target),
-                    )
-                )
+        moves = tuple(
+            control.Move(
+                device=str(item.owner), to=str(item.target), leaves_in_s=max(0.0, item.leaves_s)
+            )
+            for item in decision.handovers
+        )
+        if moves or self._moves_wanted:
+            self._moves_wanted = bool(moves)
+            self.tell(control.MovesWanted(moves=moves))
 
     # What the body knows of devices
 
@@ -152,7 +151,6 @@ class PolicyBody:
     def joined(self, device: str) -> None:
         """A process said Hello: what one before it had is gone."""
         self._ready.pop(device, None)
-        self._departing.pop(device, None)
         if self._placer is not None:
             self._placer.presence.joined(device)
         self.tell(control.Joined(device=device))

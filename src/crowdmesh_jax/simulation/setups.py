@@ -109,6 +109,7 @@ POLICIES = ("mobility", "neighbour", "neighbour_server", "next_stage", "central"
 ABLATIONS: Mapping[str, str] = {
     "mobility - hand-over": "no planned moves: every departure is a loss",
     "mobility - placement": "copies at the next stage",
+    "mobility - newcomers": "second copies stay with the best holders",
     "mobility - interval": f"a copy every {FIXED_STEPS} steps",
     "mobility - replay": "all roll back after a loss",
     "mobility - takers": "the fastest takes over, as for the rivals",
@@ -145,6 +146,8 @@ def make_setup(
         options["device"] = SERVER
     if name == "mobility - hand-over":
         options["handover"] = None
+    if name == "mobility - newcomers":
+        options["spread"] = False
     if base == "mobility":
         options["exact_nodes"] = EXACT_NODES
     policy: Any = make_replication_policy(base.removesuffix("_server"), **options)

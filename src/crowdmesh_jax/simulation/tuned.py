@@ -18,7 +18,7 @@ INTERVAL_SCALES: Mapping[str, Mapping[str, float]] = {
         "central": 0.5,
     },
     "gauss_markov": {
-        "mobility": 1.0,
+        "mobility": 2.0,
         "neighbour": 0.25,
         "neighbour_server": 0.25,
         "next_stage": 0.25,

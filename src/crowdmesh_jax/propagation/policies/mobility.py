@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,11 @@ from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
 from .planning import is_safe, planned_moves, successors
+from .spreading import spread
 
 LEAST_HORIZON_S = 30.0
+AHEAD_S = 60.0
+"""Over so long departures count for the interval, where places are known."""
 HOLDERS = 8
 """Devices that placement looks at for each stage, where all are in sight."""
 
@@ -38,6 +40,7 @@ class MobilityPolicy:
       count with `missed_share`, since the others are handed over.
     - **Stickiness**: where a holder stands, the presence of others is divided by `stick`, so that
       copies do not move for a trifle: a new holder needs all bytes, an old one what changed.
+    - **Newcomers**: where places are known and a stage has several copies, see `spreading`.
     - **Hand-over**: see `handover`; the target is a device without a stage that has room for it.
 
     The numbers are choices of ours, untuned; all but `interval_scale` are the same everywhere.
@@ -53,6 +56,8 @@ class MobilityPolicy:
     """None: no hand-overs; every departure is then a loss."""
     chain: ChainRule | None = field(default_factory=ChainRule)
     """Where places are known: hand-overs of one or several stages by this rule instead."""
+    spread: bool = True
+    """Whether second holders are those that never had the stage, while there are such in range."""
     interval_scale: float = 1.0
     exact_nodes: int = EXACT_NODES
 
@@ -93,6 +98,8 @@ class MobilityPolicy:
             for index in range(len(view.plan.stages))
         ]
         placement = self._placed(outlook, prospects, horizon_s)
+        if self.spread and ahead is not None:
+            placement = spread(view, ahead, placement)
         hops = [
             (stage.device, device, copy_bytes(view.profile, stage.first_layer, stage.last_layer))
             for stage, seats in zip(view.plan.stages, placement.seats, strict=True)
@@ -140,10 +147,8 @@ class MobilityPolicy:
             leave.append(max(learned - crashes, seen))
         if ahead is not None:
             rows = rows_of(ahead, view.plan.devices)
-            leave += [
-                float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(rows)
-                if min(a, b) >= 0
-            ]  # fmt: skip
+            if min(rows) >= 0:
+                leave.append((1 - ahead.lasts_until(rows, AHEAD_S)) / AHEAD_S)
         missed = 1.0 if self.handover is None else self.missed_share
         return loss_rate_per_s(crash, leave, missed_share=missed)
 
@@ -200,8 +205,10 @@ class MobilityPolicy:
             if ahead.near[rows[index], row]:
                 presence = outlook.stays(name, horizon_s)
                 for near in (index - 1, index + 1):
-                    if 0 <= near < len(rows) and rows[near] != row:
-                        presence *= float(chance[row, rows[near]])
+                    if 0 <= near < len(rows):
+                        # Who has the stage beside counts its own link to this one.
+                        to = rows[near] if rows[near] != row else rows[index]
+                        presence *= float(chance[row, to])
             device = view.crowd.device(name)
             found.append(
                 Prospect(device=device.id, presence=presence, speed=device.flops_per_s / fastest)
@@ -277,6 +284,8 @@ class MobilityPolicy:
                                 f"there in {horizon_s:.0f} s with"
                                 f" {by_device[DeviceId(device)].presence:.0%}, speed"
                                 f" {by_device[DeviceId(device)].speed:.2f} of the fastest"
+                                if device in by_device
+                                else "has nothing of it yet, and may have to run it"
                             ),
                         )
                         for device, keep in seats

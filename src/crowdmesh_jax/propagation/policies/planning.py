@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ...core import DeviceId
+from ...core import DeviceId, Stage
 from ..budget import copy_bytes, hosted_bytes, stage_need
-from ..foresight import Ahead, ChainChoice, ChainRule, Rows, best_chain, rows_of, step_share
+from ..foresight import (
+    Ahead,
+    ChainChoice,
+    ChainRule,
+    Rows,
+    best_chain,
+    rate_of,
+    rows_of,
+    step_share,
+)
 from ..handover import Handover
 from ..policy import PolicyView
+from ..report import Holding
 
 KEEPS = 0.03
 """Moves under way are left for others only where g is lower by more than this."""
@@ -31,7 +40,7 @@ def is_safe(view: PolicyView, rule: ChainRule) -> bool:
         return True
     owners = rows_of(ahead, view.plan.devices)
     lead_s = rule.look_s + rule.far_s
-    return min(owners) >= 0 and ahead.broken_by(owners, lead_s) * lead_s <= SAFE
+    return min(owners) >= 0 and ahead.lasts_until(owners, lead_s) >= 1 - SAFE
 
 
 def planned_moves(
@@ -50,11 +59,15 @@ def planned_moves(
     needs_s, ahead_s = _transfers(view, ahead, owners)
     costs, microbatches = view.costs, view.plan.microbatches
 
+    planned_s = rule.stop_s + _worst(needs_s)
+    loss_s = costs.detect_s + costs.recovery_s + costs.replay_share * interval_s / 2 + rule.fetch_s
+    more_s = max(0.0, loss_s - planned_s)
+
     def best(allowed_s: np.ndarray) -> ChainChoice | None:
         while True:
             found = best_chain(
                 ahead, rule, microbatches=microbatches, owners=owners, needs_s=allowed_s,
-                ahead_s=ahead_s, slowdown=costs.slowdown,
+                ahead_s=ahead_s, slowdown=costs.slowdown, loss_s=more_s,
             )  # fmt: skip
             full = [] if found is None else _without_room(view, ahead, owners, found.chain)
             if not full:
@@ -72,18 +85,14 @@ def planned_moves(
         if again is not None and again.chain == under_way and again.g <= choice.g + KEEPS:
             choice = again
     chain, best_g, early_s = choice.chain, choice.g, choice.ahead_s
-    planned_s = rule.stop_s + float(max(needs_s[s, row] for s, row in enumerate(chain)))
-    loss_s = (
-        costs.detect_s + costs.recovery_s + costs.replay_share * interval_s / 2
-        + float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
-    )  # fmt: skip
     lead_s = rule.look_s + early_s
     stays = step_share(ahead, owners, microbatches)
-    danger = ahead.broken_by(owners, lead_s) * max(0.0, loss_s - planned_s)
+    danger = float(
+        rate_of(ahead.lasts(np.array([owners])), 0.0, np.array([lead_s]), more_s, rule.missed)[0]
+    )
     if stays * (1 + danger) <= best_g + rule.gain:
         return ()
-    lives_s = [1 / float(ahead.rate_per_s[a, b]) for a, b in itertools.pairwise(owners)]
-    life_s = min(lives_s, default=math.inf)
+    leaves_s = ahead.breaks_s(owners)
     return tuple(
         Handover(
             owner=stage.device,
@@ -91,7 +100,7 @@ def planned_moves(
             first_layer=stage.first_layer,
             last_layer=stage.last_layer,
             lead_s=lead_s,
-            leaves_s=life_s,
+            leaves_s=leaves_s,
             why=f"a second of work takes {best_g:.2f} there, {stays * (1 + danger):.2f} here",
         )
         for stage, row, now in zip(view.plan.stages, chain, owners, strict=True)
@@ -109,24 +118,41 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
     if ahead is None:
         return None
     owners = rows_of(ahead, view.plan.devices)
-    needs_s, _ = _transfers(view, ahead, owners)
+    needs_s, ahead_s = _transfers(view, ahead, owners)
+    needs_s = needs_s + ahead_s * (1 - view.costs.changed_share)  # nothing can go ahead now
+    rate = _rate(view)
     for index, stage in enumerate(view.plan.stages):
-        held = [h for h in view.holdings if all(h.has(layer) for layer in stage.layers)]
+        if index not in lost:
+            continue
+        held = [h for h in view.holdings if holds(h, stage)]
         newest = max((h.version for h in held), default=-1)
+        old = {h.device for h in held}
         fresh = {h.device for h in held if h.version == newest}
+        sources = [row for row, name in enumerate(ahead.ids) if name in fresh]
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
-        rate = _rate(view)
         for row, name in enumerate(ahead.ids):
-            if index in lost and row != owners[index]:
-                old = any(h.device == name for h in held)
-                part = view.costs.changed_share if old else 1.0
-                needs_s[index, row] = 0.0 if name in fresh else part * size / rate
-    kept = replace(rule, stage_s=rule.recovery_stage_s)
+            if row == owners[index]:
+                continue
+            part = view.costs.changed_share if name in old else 1.0
+            near = rate if ahead.near[row, sources].any() else rate * rule.far_share
+            needs_s[index, row] = 0.0 if name in fresh else part * size / near
+    costs = view.costs
     choice = best_chain(
-        ahead, kept, microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
-        ahead_s=np.zeros_like(needs_s), slowdown=view.costs.slowdown,
+        ahead, replace(rule, stage_s=rule.recovery_stage_s),
+        microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
+        ahead_s=np.zeros_like(needs_s), slowdown=costs.slowdown,
+        loss_s=costs.detect_s + costs.recovery_s + rule.fetch_s,
     )  # fmt: skip
     return None if choice is None else tuple(ahead.ids[row] for row in choice.chain)
+
+
+def holds(holding: Holding, stage: Stage) -> bool:
+    """Whether it is of all the stage's layers."""
+    return holding.first_layer <= stage.first_layer and stage.last_layer <= holding.last_layer
+
+
+def _worst(needs_s: np.ndarray) -> float:
+    return float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
 
 
 def _rate(view: PolicyView) -> float:
@@ -141,7 +167,7 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
     rate = _rate(view)
     for index, stage in enumerate(view.plan.stages):
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
-        has = {h.device for h in view.holdings if all(h.has(layer) for layer in stage.layers)}
+        has = {h.device for h in view.holdings if holds(h, stage)}
         for row, name in enumerate(ahead.ids):
             if row == owners[index]:
                 needs_s[index, row] = 0.0
