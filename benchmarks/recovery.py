@@ -25,7 +25,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,21 @@ KILL_AT, STEPS = 21, 30
 
 
 @dataclass
+class Killed:
+    """What became of a run in which a device was killed."""
+
+    killed_s: float = 0.0
+    shown_s: dict[int, float] = field(default_factory=dict)
+    """Step -> when it was told that it is committed."""
+    told: Any = None
+    error: Exception | None = None
+
+    def until_next_s(self) -> float:
+        """From the kill to the first step that had not been committed before it."""
+        return self.shown_s[self.told.base + self.told.redone_steps] - self.killed_s
+
+
+@dataclass
 class Bench:
     """The crew, and runs in which someone dies."""
 
@@ -58,22 +73,19 @@ class Bench:
 
     def killed(
         self, recovery: Any, *, kill_at: int = KILL_AT, steps: int = STEPS, **more: Any
-    ) -> tuple[float, Any, Any]:
-        """Kills device-1 after step `kill_at`; (seconds until a step beyond is committed, the
-        recovery's event, what ended the run)."""
-        killed_s, back_s, error, told = 0.0, 0.0, None, None
+    ) -> Killed:
+        """Kills device-1 in the middle of the step after `kill_at`."""
+        found = Killed()
 
         def on_event(event: object) -> None:
-            nonlocal killed_s, back_s, told
             if isinstance(event, cm.RecoveryEvent):
-                told = event
+                found.told = event
             if not isinstance(event, cm.StepEvent):
                 return
-            if killed_s and not back_s and told is not None and event.step > kill_at + 1:
-                back_s = time.monotonic()
-            if event.step == kill_at and not killed_s:
-                time.sleep(0.3 * (event.step_s or 0.0))  # in the middle of the next one
-                killed_s = time.monotonic()
+            found.shown_s[event.step] = time.monotonic()
+            if event.step == kill_at and not found.killed_s:
+                time.sleep(0.3 * (event.step_s or 0.0))
+                found.killed_s = time.monotonic()
                 os.kill(self.crew.pids["device-1"], signal.SIGKILL)
 
         try:
@@ -82,8 +94,8 @@ class Bench:
                 runs_dir=self.folder, recovery=recovery, on_event=on_event, **more,
             )  # fmt: skip
         except cm.CrowdMeshError as exc:
-            error = exc
-        return (back_s or killed_s) - (killed_s if back_s else 0.0), told, error
+            found.error = exc
+        return found
 
     def again(self) -> None:
         """The killed one comes back, for the next run."""
@@ -96,21 +108,20 @@ class Bench:
     def standby(self, **terms: Any) -> tuple[float, Any]:
         recovery = cm.Recovery(**{"wave_every": EVERY, "replan": False, **terms})
         kill_at = KILL_AT + terms.get("kill_after", 0)
-        seconds, told, error = self.killed(recovery, kill_at=kill_at)
-        assert error is None, error
-        assert told is not None
+        found = self.killed(recovery, kill_at=kill_at)
+        assert found.error is None, found.error
         self.again()
-        return seconds, told
+        return found.until_next_s(), found.told
 
     def restart(self) -> float:
         """Until a step is committed that the run before had not shown."""
         name = f"restart-{time.monotonic_ns()}"
-        killed_s, _, error = self.killed(False, name=name, checkpoint_every=EVERY)
-        assert isinstance(error, cm.errors.AgentLostError), error
+        found = self.killed(False, name=name, checkpoint_every=EVERY)
+        assert isinstance(found.error, cm.errors.AgentLostError), found.error
         back: list[float] = []
 
         def on_event(event: object) -> None:
-            if isinstance(event, cm.StepEvent) and event.step > KILL_AT + 1 and not back:
+            if isinstance(event, cm.StepEvent) and event.step > max(found.shown_s) and not back:
                 back.append(time.monotonic())
 
         cm.train(
@@ -119,7 +130,7 @@ class Bench:
             resume=f"{self.folder}/{name}", on_event=on_event,
         )  # fmt: skip
         self.again()
-        return back[0] - killed_s
+        return back[0] - found.killed_s
 
     def redone(self, k: int, *, rollback: bool) -> tuple[float, Any]:
         """A kill k steps after the only wave."""
@@ -127,10 +138,10 @@ class Bench:
         recovery = cm.Recovery(
             wave_every=every, replan=False, log_steps=1 if rollback else 2 * every
         )
-        seconds, told, error = self.killed(recovery, kill_at=every + k, steps=every + k + 6)
-        assert error is None, error
+        found = self.killed(recovery, kill_at=every + k, steps=every + k + 6)
+        assert found.error is None, found.error
         self.again()
-        return seconds, told
+        return found.until_next_s(), found.told
 
     def step_s(self, recovery: Any, steps: int) -> float:
         """Seconds of a step, waves included, after the first ones."""

@@ -311,7 +311,7 @@ def test_agents_die_with_a_parent_that_is_killed(tmp_path):
 
 def test_an_agent_has_neither_flax_optax_pulp_nor_the_users_module():
     code = (
-        "import sys, crowdmesh_jax.agent.appliance, crowdmesh_jax.agent.__main__\n"
+        "import sys, crowdmesh_jax.agent.serving, crowdmesh_jax.agent.__main__\n"
         "bad = {'flax', 'optax', 'pulp', 'tests', 'crowdmesh_jax.model', 'crowdmesh_jax.export'}\n"
         "print(sorted(bad & set(sys.modules)))"
     )

@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 
     import asyncio
 
-    from .appliance import serve
     from .copies import CopyLimits
     from .memory import return_freed_memory
+    from .serving import serve
 
     return_freed_memory()
 

@@ -21,12 +21,12 @@ from ..protocol import member as machine
 from ..protocol import member_events as ev
 from ..protocol import messages as msg
 from ..protocol.common import ROUND_TRIP, Fault, Slot
-from ..transport import GrpcTransport, Lane, PeerGone, Received, ShapedTransport, Transport
+from ..transport import Lane, PeerGone, Received, ShapedTransport, Transport
 from .compute import ComputeThread
 from .copies import CopyLimits
 from .envelope import EVALUATION, TRAINING, Envelope, seal, unseal
 from .keeper import DamagedCopyError, Keeper
-from .memory import memory_use, reset_peak, trim
+from .memory import MemoryWatch
 from .ops import StageOps
 from .prepared import PreparedStages, is_preparation
 from .probe import Probe, is_probe
@@ -91,10 +91,7 @@ class Appliance:
         """Grows at each Freeze and Unload: answers to what was asked before it are not wanted."""
         self._extra: Any = {}
         """Of the frame whose arrays were kept last."""
-        self._idle_bytes = memory_use().now_bytes
-        """Resident before anything was installed."""
-        self._loading_peak_bytes = 0
-        """The most that was resident while the stage was received, compiled and put in place."""
+        self._memory = MemoryWatch()
         self._stage_ops: StageOps | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -295,7 +292,7 @@ class Appliance:
             extra["sent_s"] = time.monotonic()
         if isinstance(action.message, msg.StageState):
             extra["spans"] = self._ops.take_spans()
-            extra["memory"] = self._memory()
+            extra["memory"] = self._memory_report()
         frame = seal(Envelope(action.message, groups, extra))
         for slot in action.attach:
             if slot.kind in SENT_ONCE and not self._is_adopted(slot):
@@ -395,9 +392,7 @@ class Appliance:
                 return
             self._ops.held = held
             await self._tell_loaded(install, held, began_s)
-            self._loading_peak_bytes = memory_use().peak_bytes
-            trim()
-            reset_peak()
+            self._memory.loaded()
         self._ops.keeps_verdicts = install.log_steps is not None
         self._links.clear()
         for peer, (bandwidth_bytes_per_s, latency_s) in extra.get("links", {}).items():
@@ -485,23 +480,12 @@ class Appliance:
             self._put(ev.EvalDataReady(version=action.version, microbatch=action.microbatch))
 
     async def _report(self) -> None:
-        extra = {"spans": self._ops.take_spans(), "memory": self._memory()}
+        extra = {"spans": self._ops.take_spans(), "memory": self._memory_report()}
         await self._deliver(self.coordinator, seal(Envelope(None, extra=extra)), Lane.CONTROL)
 
-    def _memory(self) -> dict[str, int]:
-        """What this process holds, at most, by phase, and what its programs need."""
-        use = memory_use()
+    def _memory_report(self) -> dict[str, int]:
         stage = self._ops.stage
-        step_bytes, update_bytes = stage.temp_bytes
-        return {
-            "idle_bytes": self._idle_bytes,
-            "now_bytes": use.now_bytes,
-            "loading_peak_bytes": self._loading_peak_bytes,
-            "peak_bytes": use.peak_bytes,
-            "step_temp_bytes": step_bytes,
-            "update_temp_bytes": update_bytes,
-            "program_ops": stage.worker.loaded.ops,
-        }
+        return self._memory.report(*stage.temp_bytes, stage.worker.loaded.ops)
 
     def _unload(self) -> None:
         self._life += 1
@@ -509,8 +493,7 @@ class Appliance:
         self._slots.clear()
         self._keeper.clear()
         self._prepared.clear()
-        trim()
-        reset_peak()
+        self._memory.unloaded()
 
     async def say_hello(self) -> None:
         """Tells the coordinator where this device listens and what it can read."""
@@ -530,38 +513,3 @@ class Appliance:
             },
         )
         await self.transport.send(self.coordinator, seal(Envelope(hello)), Lane.CONTROL)
-
-
-async def serve(
-    *,
-    device: str,
-    coordinator_address: str,
-    listen: str,
-    speed: float,
-    token: str,
-    stays: bool,
-    limits: CopyLimits,
-) -> int:
-    """Joins a coordinator over gRPC and serves its runs. Returns the process's exit status."""
-    transport = GrpcTransport(device, run="crowd", token=token, address=listen)
-    coordinator = "coordinator"
-    try:
-        address = await transport.start()
-        await transport.connect(coordinator, coordinator_address, deadline_s=CONNECT_DEADLINE_S)
-        agent = Appliance(
-            transport,
-            coordinator=coordinator,
-            address=address,
-            coordinator_address=coordinator_address,
-            speed=speed,
-            stays=stays,
-            limits=limits,
-        )
-        await agent.say_hello()
-        await agent.run()
-    except CrowdMeshError as exc:
-        logger.error("%s", exc)
-        return 1
-    finally:
-        await transport.close()
-    return 0

@@ -50,6 +50,38 @@ def memory_use() -> MemoryUse:
         return MemoryUse(now_bytes=peak, peak_bytes=peak)
 
 
+class MemoryWatch:
+    """What a process holds by phases: idle, while a stage is loaded, since then."""
+
+    def __init__(self) -> None:
+        """Nothing was installed yet."""
+        self._idle_bytes = memory_use().now_bytes
+        self._loading_peak_bytes = 0
+
+    def loaded(self) -> None:
+        """A stage was received, compiled and put in place."""
+        self._loading_peak_bytes = memory_use().peak_bytes
+        self.unloaded()
+
+    def unloaded(self) -> None:
+        """Gives back what is free; the peak starts from there."""
+        trim()
+        reset_peak()
+
+    def report(self, step_temp_bytes: int, update_temp_bytes: int, ops: int) -> dict[str, int]:
+        """At most, by phase, and what the programs at work need, as the coordinator reads it."""
+        use = memory_use()
+        return {
+            "idle_bytes": self._idle_bytes,
+            "now_bytes": use.now_bytes,
+            "loading_peak_bytes": self._loading_peak_bytes,
+            "peak_bytes": use.peak_bytes,
+            "step_temp_bytes": step_temp_bytes,
+            "update_temp_bytes": update_temp_bytes,
+            "program_ops": ops,
+        }
+
+
 def reset_peak() -> None:
     """Lets the peak start from what is held now, where the system can."""
     with contextlib.suppress(OSError):
