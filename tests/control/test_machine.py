@@ -144,11 +144,15 @@ def moves(*wanted: tuple[str, str], leaves_in_s: float = 100.0) -> control.Moves
     )
 
 
+def ready(policy: Policy, *pairs: tuple[str, str]) -> None:
+    for device, key in pairs:
+        policy.tell(control.ProgramCompiled(device=device, key=key))
+
+
 def test_a_replication_policy_says_who_hands_over_to_whom_and_when_is_now():
     policy = Policy()
     policy.running()
-    for spare in ("s0", "s1"):
-        policy.tell(control.ProgramCompiled(device=spare, key="k1"))
+    ready(policy, ("s0", "k1"), ("s1", "k1"))
     (ask,) = policy.tell(moves(("d1", "s0")))
     assert "d1 hands stage 1 over to s0 (it is idle)" in ask.reason, "though s1 holds the copy"
 
@@ -156,24 +160,60 @@ def test_a_replication_policy_says_who_hands_over_to_whom_and_when_is_now():
 def test_stages_that_a_replication_policy_moves_together_move_at_one_stop():
     policy = Policy()
     policy.running()
-    for spare, key in (("s0", "k2"), ("s1", "k1")):
-        policy.tell(control.ProgramCompiled(device=spare, key=key))
-    (ask,) = policy.tell(moves(("d1", "s1"), ("d2", "s0")))
+    ready(policy, ("s1", "k1"), ("s0", "k1"))
+    assert policy.tell(moves(("d1", "s1"), ("d2", "s0"))) == [], "s0 lacks stage 2"
+    assert policy.tell(moves(("d1", "s1"), ("d2", "s0")), 30.0) == [], "nobody is in a hurry"
+    ready(policy, ("s0", "k2"))
+    (ask,) = policy.tell(control.Tick())
     assert "d1 hands stage 1 over to s1" in ask.reason
     assert "d2 hands stage 2 over to s0" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "s0")
 
 
+def test_owners_may_change_places_once_each_has_the_others_programs():
+    policy = Policy()
+    policy.running()
+    swap = moves(("d0", "d2"), ("d2", "d0"))
+    asked = policy.tell(swap)
+    assert [(a.device, a.stage) for a in asked] == [("d2", 0), ("d0", 2)], "they are idle in no run"
+    ready(policy, ("d2", "k0"), ("d0", "k2"))
+    (ask,) = policy.tell(control.Tick())
+    assert "d0 hands stage 0 over to d2" in ask.reason
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d2", "d1", "d0")
+    assert "d1" in policy.state.candidates()
+
+
+def test_a_move_that_cannot_be_takes_those_that_need_it_with_it():
+    policy = Policy()
+    policy.running()
+    ready(policy, ("s0", "k2"), ("d2", "k1"), ("s1", "k0"))
+    chain = moves(("d1", "d2"), ("d2", "nobody"), ("d0", "s1"))
+    (ask,) = policy.tell(chain)
+    assert ask.reason.startswith("d0 hands stage 0 over to s1")
+    assert "d2" not in ask.reason
+
+
+def test_nobody_waits_for_a_compiler_longer_than_the_device_is_there():
+    policy = Policy()
+    policy.running()
+    assert policy.tell(moves(("d1", "s0"), leaves_in_s=5.0)) == []
+    assert policy.tell(control.Tick(), 3.0) == []
+    (ask,) = policy.tell(control.Tick(), 1.5)
+    assert "d1 hands stage 1 over to s0" in ask.reason
+
+
 def test_what_a_replication_policy_does_not_want_any_more_is_not_done():
     policy = Policy()
     policy.running()
-    assert policy.tell(moves(("d1", "s0"), ("d2", "s1"))) == [], "nobody has the programs yet"
-    policy.tell(moves(("d2", "s1")))
-    (ask,) = [a for key in ("k1", "k2") for a in policy.tell(
-        control.ProgramCompiled(device="s1", key=key)) + policy.tell(control.Tick())]  # fmt: skip
+    ready(policy, ("s1", "k2"))
+    assert policy.tell(moves(("d1", "s0"), ("d2", "s1"))) == []
+    (ask,) = policy.tell(moves(("d2", "s1")))
     assert ask.reason.startswith("d2 hands stage 2 over to s1")
-    assert "d1" not in ask.reason
+    assert policy.tell(moves()) == []
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "d1", "d2"), "though it had been asked for"
     told = Policy()
     told.running()
     told.tell(control.Departing(device="d1", leaves_in_s=3.0))
@@ -183,20 +223,43 @@ def test_what_a_replication_policy_does_not_want_any_more_is_not_done():
     assert "d1 hands stage 1 over" in ask.reason, "what it announced itself stands"
 
 
-def test_who_was_moved_away_and_is_still_here_later_counts_again():
+def test_a_taker_that_announces_to_leave_takes_nothing():
+    policy = Policy()
+    policy.running()
+    ready(policy, ("s0", "k1"))
+    assert policy.tell(moves(("d1", "s0")))
+    policy.tell(control.Departing(device="s0", leaves_in_s=1.0))
+    (answer,) = policy.need(is_still=True)
+    assert answer.choice.plan.devices == ("d0", "d1", "d2")
+
+
+@pytest.mark.parametrize(("leaves_in_s", "is_gone"), [(20.0, True), (900.0, False)])
+def test_who_had_to_leave_is_held_to_leave_for_a_while(leaves_in_s, is_gone):
+    """Not who had to make room for someone who is better placed."""
     policy = Policy(party=("d0", "d1", "d2", "s0"))
     policy.running()
-    policy.tell(control.ProgramCompiled(device="s0", key="k1"))
-    policy.tell(moves(("d1", "s0")))
+    ready(policy, ("s0", "k1"))
+    policy.tell(moves(("d1", "s0"), leaves_in_s=leaves_in_s))
     (answer,) = policy.need(is_still=True)
-    plan = answer.choice.plan
-    policy.running(plan=plan, epoch=2)
+    policy.running(plan=answer.choice.plan, epoch=2)
     policy.tell(moves())
-    assert "d1" not in policy.state.candidates()
+    assert ("d1" in policy.state.candidates()) != is_gone
     policy.tell(control.Tick(), 59.0)
-    assert "d1" not in policy.state.candidates(), "what was foreseen may still come"
+    assert ("d1" in policy.state.candidates()) != is_gone, "what was foreseen may still come"
     policy.tell(control.Tick(), 2.0)
     assert "d1" in policy.state.candidates()
+
+
+def test_a_device_that_got_its_stage_back_is_not_held_to_leave():
+    policy = Policy(party=("d0", "d1", "d2", "s0"))
+    policy.running()
+    ready(policy, ("s0", "k1"))
+    policy.tell(moves(("d1", "s0"), leaves_in_s=20.0))
+    (answer,) = policy.need(is_still=True)
+    policy.running(plan=answer.choice.plan, epoch=2)
+    policy.running(epoch=3)
+    assert "d1" in policy.state.candidates()
+    assert policy.tell(control.Tick(), 9.0) == []
 
 
 def test_a_hand_over_waits_for_the_compiler_while_there_is_time():

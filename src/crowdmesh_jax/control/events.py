@@ -55,9 +55,9 @@ class Move:
 
     device: str
     to: str
-    """Whoever should have it, if it is idle then and has the programs; else another has it."""
+    """A member without a stage, or one whose own stage moves as well."""
     leaves_in_s: float
-    """Until then there is time for compiling."""
+    """When the device is likely to be gone. Until shortly before there is time for compiling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.crowd import DeviceId
 from . import events as ev
@@ -13,8 +13,8 @@ from .state import ControlState, Foreseen
 from .turn import Turn, holders_of
 
 BELIEVED_S = 60.0
-"""Who handed its stage over because a policy wanted it is held to leave for so long after the
-policy said so last; then it may have a stage and copies again."""
+"""Who is foreseen to be gone within so long is held to leave, with or without its stage, for as
+long after the policy said so last; then it may have a stage and copies again."""
 
 
 def not_leaving(turn: Turn, device: str) -> None:
@@ -26,11 +26,17 @@ def not_leaving(turn: Turn, device: str) -> None:
     )
 
 
-def due(turn: Turn) -> set[str]:
-    """Who departs within the lead, and whose stage a policy wants elsewhere: that is for now."""
-    state = turn.state
-    soon_s = turn.now_s + state.terms.lead_s
-    return {d for d, leaves_s in state.departing.items() if leaves_s <= soon_s} | {*state.moves}
+def announced(turn: Turn) -> set[str]:
+    """Who departs within the lead, as it said."""
+    soon_s = turn.now_s + turn.state.terms.lead_s
+    return {d for d, leaves_s in turn.state.departing.items() if leaves_s <= soon_s}
+
+
+def leaving(turn: Turn) -> set[str]:
+    """These, and who is likely to be gone soon, as a policy foresees: they get nothing new."""
+    soon_s = turn.now_s + BELIEVED_S
+    foreseen = {device for device, m in turn.state.moves.items() if m.leaves_s <= soon_s}
+    return announced(turn) | foreseen
 
 
 def on_departing(turn: Turn, event: ev.Departing) -> None:
@@ -40,74 +46,146 @@ def on_departing(turn: Turn, event: ev.Departing) -> None:
 
 
 def on_moves_wanted(turn: Turn, event: ev.MovesWanted) -> None:
-    """All of them at one stop. What the policy wanted before and does not want now is withdrawn,
-    unless the stage has moved already."""
+    """All of them at one stop. What the policy wanted before and does not want now is withdrawn;
+    who had to leave and has handed over already is still held to leave."""
     state, now_s = turn.state, turn.now_s
-    made = {device: move for device, move in state.moves.items() if not _has_stage(state, device)}
+    made = {
+        device: move
+        for device, move in state.moves.items()
+        if not _has_stage(state, device) and move.leaves_s - move.wanted_s <= BELIEVED_S
+    }
     wanted = {
         move.device: Foreseen(to=move.to, leaves_s=now_s + move.leaves_in_s, wanted_s=now_s)
         for move in event.moves
     }
     turn.set(moves={**made, **wanted})
+    if state.wish_moves and state.wish_moves != _meant(turn):
+        turn.set(wish=None, wish_reason="", wish_moves=())
     hand_over_when_due(turn)
 
 
 def forget_old(turn: Turn) -> None:
     """Who should have left by what a policy foresaw, and is still here, counts again."""
-    state = turn.state
-    kept = {
-        device: move
-        for device, move in state.moves.items()
-        if _has_stage(state, device) or turn.now_s - move.wanted_s <= BELIEVED_S
-    }
-    if len(kept) < len(state.moves):
+    moves = turn.state.moves
+    kept = {d: move for d, move in moves.items() if turn.now_s - move.wanted_s <= BELIEVED_S}
+    if len(kept) < len(moves):
         turn.set(moves=kept)
 
 
+def settled(turn: Turn) -> None:
+    """An epoch runs: a policy that still wants a stage moved says so again."""
+    state = turn.state
+    moves = {d: move for d, move in state.moves.items() if not _has_stage(state, d)}
+    turn.set(moves=moves, wish_moves=())
+
+
 def hand_over_when_due(turn: Turn) -> None:
-    """Moves stages off devices that leave, to idle ones that stay."""
+    """Asks for the stop at which stages move: those that a policy wants elsewhere, to whom it
+    says; those of who departs, to idle devices that stay."""
     state = turn.state
     if not state.is_running or state.plan is None or state.wish is not None:
         return
-    leaving = due(turn)
-    idle = [device for device in state.idle() if not state.will_leave(device)]
-    stages, words = list(state.plan.stages), []
-    for index, stage in enumerate(stages):
-        if stage.device not in leaving or not idle:
+    meant = _meant(turn)
+    moves = list(meant) if _is_time(turn, meant) else []
+    moves += _to_idle(turn, moves)
+    if not moves:
+        return
+    stages = list(state.plan.stages)
+    for move in moves:
+        stages[move.stage] = replace(stages[move.stage], device=DeviceId(move.to))
+    reason = "; ".join(
+        f"{move.owner} hands stage {move.stage} over to {move.to} ({_why(state, move)})"
+        for move in moves
+    )
+    turn.set(wish=replace(state.plan, stages=tuple(stages)), wish_reason=reason)
+    turn.set(wish_moves=meant if moves[: len(meant)] == list(meant) else ())
+    turn.do(ev.AskChange(reason=reason))
+
+
+class Handed(NamedTuple):
+    """A stage's move."""
+
+    stage: int
+    owner: str
+    to: str
+
+
+def _meant(turn: Turn) -> tuple[Handed, ...]:
+    """What the policy wants, if it can be: to members that stay and have no stage, or lose theirs
+    at the same stop. One that cannot be takes none of the others with it, unless they need it."""
+    state = turn.state
+    plan = state.plan
+    assert plan is not None
+    gone = announced(turn)
+    found = [
+        Handed(index, str(stage.device), state.moves[stage.device].to)
+        for index, stage in enumerate(plan.stages)
+        if stage.device in state.moves
+        and state.moves[stage.device].to in state.party
+        and state.moves[stage.device].to not in gone
+    ]
+    while True:
+        leave = {move.owner for move in found}
+        targets = [move.to for move in found]
+        fits = [
+            move
+            for move in found
+            if targets.count(move.to) == 1 and (move.to in leave or not _has_stage(state, move.to))
+        ]
+        if len(fits) == len(found):
+            return tuple(found)
+        found = fits
+
+
+def _is_time(turn: Turn, moves: tuple[Handed, ...]) -> bool:
+    """Whether all takers have the programs, which are sent to those that lack them; or nobody has
+    the time to wait."""
+    state = turn.state
+    assert state.plan is not None
+    lacks = [m for m in moves if state.keys[m.stage] not in state.ready.get(m.to, ())]
+    for move in lacks:
+        turn.compile(move.to, state.plan, move.stage)
+    ends_s = min((state.moves[m.owner].leaves_s for m in moves), default=math.inf)
+    return not lacks or ends_s - turn.now_s <= state.terms.lead_s / 2
+
+
+def _to_idle(turn: Turn, moves: list[Handed]) -> list[Handed]:
+    """Stages of those that depart, and are not moved already."""
+    state = turn.state
+    assert state.plan is not None
+    barred = {*leaving(turn), *(move.to for move in moves), *state.departing}
+    idle = [device for device in state.idle() if device not in barred]
+    due, moved, found = announced(turn), {move.stage for move in moves}, []
+    for index, stage in enumerate(state.plan.stages):
+        if stage.device not in due or index in moved or not idle:
             continue
         holds, key = holders_of(state.holders, stage.first_layer), state.keys[index]
-        move = state.moves.get(stage.device)
-        leaves_s = min(
-            state.departing.get(stage.device, math.inf), math.inf if move is None else move.leaves_s
-        )
-        heir = "" if move is None else move.to
 
         def rank(
-            device: str, stage: Any = stage, holds: Any = holds, key: str = key, to: str = heir
-        ) -> tuple[bool, bool, int, bool, int]:
+            device: str, stage: Any = stage, holds: Any = holds, key: str = key
+        ) -> tuple[bool, int, bool, int]:
             is_ready = key in state.ready.get(device, ())
             newest = -version_held(state, device, stage)
-            return not is_ready, device != to, newest, device not in holds, idle.index(device)
+            return not is_ready, newest, device not in holds, idle.index(device)
 
         best = min(idle, key=rank)
-        if rank(best)[0] and leaves_s - turn.now_s > state.terms.lead_s / 2:
+        left_s = state.departing[stage.device] - turn.now_s
+        if rank(best)[0] and left_s > state.terms.lead_s / 2:
             continue  # it compiles: there is time for that
         idle.remove(best)
-        words.append(f"{stage.device} hands stage {index} over to {best}"
-                     f" ({_why(state, best, stage, holds)}) before it leaves")  # fmt: skip
-        stages[index] = replace(stage, device=DeviceId(best))
-    if words:
-        reason = "; ".join(words)
-        turn.set(wish=replace(state.plan, stages=tuple(stages)), wish_reason=reason)
-        turn.do(ev.AskChange(reason=reason))
+        found.append(Handed(index, str(stage.device), best))
+    return found
 
 
 def _has_stage(state: ControlState, device: str) -> bool:
     return state.plan is not None and state.plan.stage_of(device) is not None
 
 
-def _why(state: ControlState, device: str, stage: Any, holds: Any) -> str:
-    version = version_held(state, device, stage)
+def _why(state: ControlState, move: Handed) -> str:
+    assert state.plan is not None
+    stage = state.plan.stages[move.stage]
+    version = version_held(state, move.to, stage)
     if version >= 0:
         return f"it holds a copy of version {version}"
-    return "it is to hold its copies" if device in holds else "it is idle"
+    holds = holders_of(state.holders, stage.first_layer)
+    return "it is to hold its copies" if move.to in holds else "it is idle"

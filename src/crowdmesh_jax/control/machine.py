@@ -6,7 +6,7 @@ OwnersNeeded   an idle device that holds the copy and the programs; else a plan 
                one is solved now
 Joined         after a while: members by an epoch without a loss, if there is something for them
 Departing      its stage goes to an idle device before it leaves, rather one that has a copy
-MovesWanted    the same now, for several stages at one stop, to whom the replication policy says
+MovesWanted    stages go where the replication policy says, at one stop, once all have the programs
 TransferFailed copies go to another holder
 PlanSolved     taken at the next standstill if it saves more than the change costs
 """
@@ -33,7 +33,16 @@ from .holding import (
     on_copy_stored,
     on_transfer_failed,
 )
-from .leaving import due, forget_old, hand_over_when_due, not_leaving, on_departing, on_moves_wanted
+from .leaving import (
+    announced,
+    forget_old,
+    hand_over_when_due,
+    leaving,
+    not_leaving,
+    on_departing,
+    on_moves_wanted,
+    settled,
+)
 from .state import KEPT_PLANS, ControlState
 from .turn import Turn
 
@@ -117,6 +126,7 @@ def _on_running(turn: Turn, event: ev.Running) -> None:
         stages_wanted=turn.state.stages_wanted or len(event.plan.devices),
         began_s=turn.now_s,
     )
+    settled(turn)
     turn.set(ahead=losses_ahead(turn.state))
     drop_beyond(turn, event.step)
     compile_for_idle(turn)
@@ -228,18 +238,20 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
     need = event.need
     turn.set(is_running=False)
     wish = state.wish
-    if need.is_still and wish is not None and set(wish.devices) <= set(need.devices):
+    new = set() if wish is None else set(wish.devices) - set(need.plan.devices)
+    can_be = wish is not None and set(wish.devices) <= set(need.devices)
+    if need.is_still and wish is not None and can_be and not new & announced(turn):
         _answer(turn, need, wish, state.wish_reason)
         return
     facts = {
         str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
         for device in need.devices
     }
-    leaving = due(turn)
-    staying = replace(need, devices=tuple(d for d in need.devices if d not in leaving))
+    going = leaving(turn)
+    staying = replace(need, devices=tuple(d for d in need.devices if d not in going))
     choice = choose_owners(staying, facts=facts)
     among = staying
-    if choice.plan is None and leaving:
+    if choice.plan is None and going:
         choice, among = choose_owners(need, facts=facts), need
     if choice.plan is not None:
         choice = replace(choice, holders=holders_for(state, choice.plan, among.devices))
@@ -277,8 +289,8 @@ def _answer_with(turn: Turn, need: OwnersNeed, made: ev.PlanSolved) -> None:
 
 def _answer(turn: Turn, need: OwnersNeed, plan: PipelinePlan, reason: str) -> None:
     # Who leaves is idle once its stage has moved, and would be the first to be given copies.
-    leaving = due(turn)
-    staying = tuple(device for device in need.devices if device not in leaving)
+    going = leaving(turn)
+    staying = tuple(device for device in need.devices if device not in going)
     holders = holders_for(turn.state, plan, staying)
     choice = OwnersChoice(plan=plan, holders=holders, reason=reason)
     turn.set(need=None)

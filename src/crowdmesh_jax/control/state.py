@@ -133,6 +133,8 @@ class ControlState:
     wish: PipelinePlan | None = None
     """To be taken at the next standstill."""
     wish_reason: str = ""
+    wish_moves: tuple[tuple[int, str, str], ...] = ()
+    """(stage, owner, taker) of it that a replication policy wants."""
     departing: Mapping[str, float] = field(default_factory=dict)
     """Device -> when it leaves, as announced."""
     moves: Mapping[str, Foreseen] = field(default_factory=dict)
