@@ -10,16 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replica_worlds import crowd, plan, profile, sightings, view
 
+from crowdmesh_jax.core import Link
 from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.propagation import (
     Ahead,
     Budget,
     ChainRule,
     Costs,
+    Departure,
     Holding,
     MobilityPolicy,
     best_chain,
 )
+from crowdmesh_jax.propagation.foresight import step_share
 
 RULE = ChainRule()
 NAMES = tuple("abcdefg")
@@ -91,7 +94,8 @@ def test_the_best_chain_is_the_one_that_trying_all_finds(seed, stages):
     def g(chain):
         moved = [s for s in range(stages) if chain[s] != owners[s]]
         times = [ahead.stage_s[s, d] for s, d in enumerate(chain)]
-        t = (sum(times) + 7 * max(times)) / ((8 + stages - 1) * ahead.stage_s.min())
+        fastest = ahead.stage_s.min(axis=1)
+        t = (sum(times) + 7 * max(times)) / (fastest.sum() + 7 * fastest.max())
         early_s = max(ahead_s[s, chain[s]] for s in moved)
         waits_s = max(needs_s[s, chain[s]] for s in moved)
         cost = RULE.stop_s + waits_s + 0.1 * early_s + RULE.stage_s * len(moved)
@@ -234,3 +238,78 @@ def test_second_copies_go_to_those_that_never_had_the_stage_until_all_had_it():
         plan = MobilityPolicy().decide(replace(seen, budget=Budget(copies=2))).replicas
         for item in plan.ranges:
             assert list(item.holders) == ["c", last]
+
+
+def test_stages_of_unequal_weight_are_measured_by_the_fastest_devices():
+    """b is 10 % slower than c; a stage that weighs next to nothing does not hide that."""
+    places = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)}
+    ahead = Ahead.of(a_view(places, owners="a b"), RULE)
+    assert ahead is not None
+    times = np.array([[1e-9, 1e-9, 1e-9], [1.0, 1.1, 1.0]])
+    assert step_share(replace(ahead, stage_s=times), (0, 1), 8) == pytest.approx(1.1)
+    nothing = replace(ahead, stage_s=np.array([[0.0, 0.0, 0.0], [1.0, 1.1, 1.0]]))
+    choice = best_chain(
+        nothing, RULE, microbatches=8, owners=(0, 1), needs_s=np.zeros((2, 3)),
+        ahead_s=np.zeros((2, 3)), slowdown=0.1,
+    )  # fmt: skip
+    assert choice is not None
+    assert math.isfinite(choice.g)
+    assert choice.chain[1] == 2
+
+
+@pytest.mark.parametrize("stages", [6, 12])
+def test_long_chains_move_one_or_two_stages_at_a_stop(stages):
+    """The best of all such moves, though not all orders of candidates can be tried."""
+    rng = np.random.default_rng(stages)
+    count = stages + 5
+    chance = np.ones((11, count, count)) * np.linspace(1.0, 0.5, 11)[:, None, None]
+    stage_s = np.tile(rng.uniform(0.8, 1.2, count), (stages, 1))
+    ahead = Ahead(
+        ids=tuple(f"d{i:02}" for i in range(count)),
+        near=~np.eye(count, dtype=bool),
+        chance=chance,
+        rate_per_s=np.full((count, count), 0.01),
+        stage_s=stage_s,
+    )
+    slow = np.argsort(-stage_s[0])[:stages]
+    owners = tuple(int(row) for row in slow)
+    found = best_chain(
+        ahead, RULE, microbatches=8, owners=owners, needs_s=np.zeros((stages, count)),
+        ahead_s=np.zeros((stages, count)), slowdown=0.1,
+    )  # fmt: skip
+    assert found is not None
+    moved = [s for s in range(stages) if found.chain[s] != owners[s]]
+    assert sorted(moved) == sorted(np.argsort(-stage_s[0][list(owners)])[:2]), "the two slowest"
+    idle = sorted(set(range(count)) - set(owners), key=lambda row: stage_s[0][row])
+    assert {found.chain[s] for s in moved} == set(idle[:2]), "the two fastest"
+
+
+def test_who_never_turned_may_be_told_as_such():
+    seen = a_view({"a": (0.0, 0.0), "b": (10.0, 0.0), "c": (0.0, 9.0)}, {"b": (1.0, 0.0)})
+    assert seen.sightings is not None
+    for straight_s in ([math.inf, 5.0, math.nan], [math.nan] * 3):
+        told = replace(seen, sightings=replace(seen.sightings, straight_s=np.array(straight_s)))
+        ahead = Ahead.of(told, RULE)
+        assert ahead is not None
+        assert np.isfinite(ahead.chance).all()
+        MobilityPolicy().decide(told)
+
+
+def test_nothing_moves_to_who_has_no_link_or_has_announced_to_leave():
+    """b walks away; c and d stand beside a."""
+    places = {"a": (0.0, 0.0), "b": (46.0, 0.0), "c": (5.0, 0.0), "d": (0.0, 5.0)}
+    seen = a_view(places, {"b": (1.0, 0.0)}, speeds={"c": 2e6})
+    assert [str(m.target) for m in MobilityPolicy().decide(seen).handovers] == ["c"]
+    gone = replace(seen, departures=(Departure(device="c", leaves_s=30.0),))  # pyright: ignore
+    assert [str(m.target) for m in MobilityPolicy().decide(gone).handovers] == ["d"]
+    for apart, targets in (({"a", "b", "c", "d"}, ["d"]), ({"a", "c"}, ["d", "c"])):
+        links = tuple(
+            Link(source=x, target=y, bandwidth_bytes_per_s=1e6, latency_s=0.001)
+            for x, y in itertools.permutations("abcd", 2) if "c" not in (x, y) or not {x, y} <= apart
+        )  # fmt: skip
+        some = replace(seen, crowd=replace(seen.crowd, default_link=None, links=links))
+        found = [str(m.target) for m in MobilityPolicy().decide(some).handovers]
+        assert found == targets, "c has no link to those"
+    # Nor does it matter whose link comes first.
+    backwards = replace(some, crowd=replace(some.crowd, devices=some.crowd.devices[::-1]))
+    assert MobilityPolicy().decide(backwards).handovers == MobilityPolicy().decide(some).handovers

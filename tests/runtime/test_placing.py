@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from support.training import even_plan, small_job
@@ -16,7 +18,7 @@ from crowdmesh_jax.runtime.placing import Placer, Presence, known_hazards, unpro
 NAMES = tuple(f"device-{i}" for i in range(4))
 
 
-def placer(policy: str, **more) -> Placer:
+def placer(policy: Any, **more) -> Placer:
     job, data = small_job()
     crowd = cm.Crowd.local((1.0,) * 4)
 
@@ -93,6 +95,58 @@ def test_no_two_copies_behind_one_hazard():
     assert holders[0].devices == ("device-1",), "device-0 is on the bus, so its copy is not"
 
 
+def test_where_all_others_share_a_hazard_a_copy_lies_behind_it_all_the_same():
+    """Else no wave would ever be complete, and every loss would undo the run."""
+    job, _ = small_job()
+    plan = even_plan(job, 2)
+    groups = {"bus": NAMES[:3], "house": ("device-0", "device-3")}
+    made = placer("mobility", groups=groups)
+    decision = made.decide(plan, 0.1)
+    assert "hazard" in [item.lack for item in decision.unprotected]
+    assert all(entry.devices for entry in made.holders(decision, plan, NAMES))
+
+
+def test_who_leaves_or_does_not_store_is_given_no_copies():
+    job, _ = small_job()
+    plan = even_plan(job, 2)
+    made = placer("mobility")
+    decision = made.decide(plan, 0.1, leave_in_s={"device-2": 5.0})
+    assert "device-2" not in {str(r.device) for i in decision.replicas.ranges for r in i.replicas}
+    decision = made.decide(plan, 0.1)
+
+    def kept(**bars):
+        return [entry.devices for entry in made.holders(decision, plan, NAMES, **bars)]
+
+    (first, *_), *_ = kept()
+    assert all(first not in devices and devices for devices in kept(leaving=[first]))
+    assert all(first not in devices and devices for devices in kept(failed=[first]))
+    assert kept(failed=NAMES) == kept(), "where there is no other, they are asked again"
+
+
+def test_a_policy_knows_what_copies_there_are_and_what_room():
+    job, _ = small_job()
+    plan = even_plan(job, 2)
+    seen = []
+
+    class Looks:
+        name = "looks"
+
+        def decide(self, view):
+            seen.append(view)
+            return make_replication_policy("none").decide(view)
+
+    made = placer(Looks(), room_bytes=lambda: {"device-3": 10.0})
+    stored = {"device-2": ((0, (1, 7)), (2, (3, 5)))}
+    made.decide(plan, 0.1, stored=stored)
+    (view,) = seen
+    assert [(h.device, h.first_layer, h.last_layer, h.version) for h in view.holdings] == [
+        ("device-2", 0, 1, 7), ("device-2", 2, 3, 5),
+    ]  # fmt: skip
+    assert view.budget.memory_bytes == {"device-3": 10}
+    full = placer("mobility", room_bytes=lambda: dict.fromkeys(NAMES, 0.0))
+    assert {item.lack for item in full.decide(plan, 0.1).unprotected} == {"memory"}
+
+
 def test_a_runs_hazards_are_its_cells_and_the_groups_that_the_user_named():
     crowd = cm.Crowd.local((1.0,) * 4)
     groups = {"van": NAMES[:2], "bike": NAMES[1:3], "city": NAMES}
@@ -163,3 +217,24 @@ def test_copies_that_go_with_their_owner_are_said_where_no_others_are():
     )
     assert notes(room, copies=2) == [note]
     assert notes(CopyRoom(layer_bytes=room.layer_bytes, device_bytes={})) == []
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ({"copies": 0}, "copies must be a whole number >= 1, got 0"),
+        ({"wave_every": 2.5}, "wave_every must be a whole number >= 1, got 2.5"),
+        ({"log_bytes": -1}, "log_bytes"),
+        ({"crash_per_s": float("inf")}, "crash_per_s must be finite"),
+        ({"return_s": 0.0}, "return_s must be > 0"),
+        ({"heartbeat_s": 10.0, "silence_s": 1.0}, "longer than heartbeat_s"),
+        ({"policy": "mobilty"}, "did you mean 'mobility'"),
+        ({"range_m": float("nan")}, "range_m must be finite"),
+        ({"watch": 3, "policy": "mobility", "range_m": 9.0}, "watch must be a function"),
+        ({"watch": dict, "policy": "mobility"}, "no use without range_m"),
+        ({"watch": dict, "range_m": 9.0}, "no use without policy"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused_before_anything_starts(terms, told):
+    with pytest.raises(InvalidValueError, match=told):
+        cm.Recovery(**terms)

@@ -39,6 +39,10 @@ from .policy import PolicyView
 
 LOOK_AT = 256
 """Chains that are worked out at once."""
+MOST_ORDERS = 20_000
+"""Where there are more ways to give stages to candidates, at most two stages move at one stop."""
+SPARE_CANDIDATES = 5
+"""Candidates at least, beside as many as there are stages."""
 _TIMES_S = np.array([0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0])
 Rows = tuple[int, ...]
 
@@ -125,7 +129,7 @@ class Ahead:
         apart_m, relative = at_m[None] - at_m[:, None], velocity[None] - velocity[:, None]
         near = (apart_m**2).sum(axis=-1) <= view.range_m**2
         near &= known[:, None] & known[None]
-        np.fill_diagonal(near, False)
+        near &= _can_talk(view, order)
         tau_s = _persistence_s(view, rule)
         lasts_s = tau_s * -np.expm1(-_TIMES_S / tau_s)
         way_m = apart_m + relative * lasts_s[:, None, None, None]
@@ -187,6 +191,18 @@ class Ahead:
         return float(np.interp(-0.5, -stays, _TIMES_S))
 
 
+def _can_talk(view: PolicyView, order: Sequence[int]) -> np.ndarray:
+    """`[n, n]`: of whom the crowd knows a link, both ways."""
+    found = ~np.eye(len(order), dtype=bool)
+    if view.crowd.default_link is not None:
+        return found
+    names = [view.ids[row] for row in order]
+    for a, b in itertools.combinations(range(len(names)), 2):
+        talk = view.crowd.link(names[a], names[b]) and view.crowd.link(names[b], names[a])
+        found[a, b] = found[b, a] = talk is not None
+    return found
+
+
 def _persistence_s(view: PolicyView, rule: ChainRule) -> float:
     """How long a velocity lasts: the mean time since each device turned last. Of times between
     turns that have no memory that is the mean too."""
@@ -194,7 +210,10 @@ def _persistence_s(view: PolicyView, rule: ChainRule) -> float:
     assert seen is not None
     if seen.straight_s is None or not seen.known.any():
         return rule.persistence_s
-    straight_s = seen.straight_s[seen.known]
+    straight_s = np.minimum(seen.straight_s[seen.known], _TIMES_S[-1])  # who never turned: inf
+    straight_s = straight_s[~np.isnan(straight_s)]
+    if not len(straight_s):
+        return rule.persistence_s
     return math.fsum(straight_s) / len(straight_s) + rule.turn_s
 
 
@@ -236,6 +255,24 @@ def _stage_seconds(view: PolicyView, ids: Sequence[str]) -> np.ndarray:
 def _orders(candidates: int, stages: int) -> np.ndarray:
     """All ways to give stages to different candidates, `[ways, stages]`."""
     return np.array(list(itertools.permutations(range(candidates), stages)), np.int64)
+
+
+def _ways(picked: np.ndarray, owners: Rows) -> np.ndarray:
+    """Chains to look at, `[ways, stages]`: all of the candidates', or, of many, the standing one
+    with one or two stages elsewhere and with two owners' places changed."""
+    stages = len(owners)
+    if math.perm(len(picked), stages) <= MOST_ORDERS:
+        return picked[_orders(len(picked), stages)]
+    if min(owners) < 0:
+        return np.empty((0, stages), np.int64)
+    idle = [int(row) for row in picked if row not in owners]
+    found = []
+    for a, b in itertools.combinations(range(stages), 2):
+        for one, two in ((owners[b], owners[a]), *itertools.permutations([*idle, -1], 2)):
+            way = list(owners)
+            way[a], way[b] = (one if one >= 0 else owners[a]), (two if two >= 0 else owners[b])
+            found.append(way)
+    return np.unique(np.array(found, np.int64), axis=0)
 
 
 def rate_of(
@@ -296,20 +333,22 @@ def best_chain(
         loss_s: What a loss costs more than a planned stop.
     """
     stages = len(owners)
-    fast_s = ahead.stage_s.min()
+    fast_s = _fastest_s(ahead, microbatches)
     rates = np.where(ahead.near, ahead.rate_per_s, np.inf)
     two = np.sort(rates, axis=1)[:, :2]
     links = np.where(np.isfinite(two), two, 1.0).sum(axis=1)
-    merit = ahead.stage_s.mean(axis=0) / fast_s + rule.stop_s * links
+    least_s = max(float(ahead.stage_s.min(axis=1).mean()), 1e-12)
+    merit = ahead.stage_s.mean(axis=0) / least_s + rule.stop_s * links
     merit[~ahead.near.any(axis=1)] = np.inf
     held = [row for row in owners if row >= 0]
     merit[held] = -np.inf
-    picked = np.argsort(merit, kind="stable")[: max(rule.candidates, stages)]
+    most = max(rule.candidates, stages + SPARE_CANDIDATES)
+    picked = np.argsort(merit, kind="stable")[:most]
     picked = picked[merit[picked] < np.inf]
     if len(picked) < stages:
         return None
     picked.sort()
-    ways = picked[_orders(len(picked), stages)]
+    ways = _ways(picked, owners)
     links_ok = ahead.near[ways[:, 0], ways[:, 1]] if stages > 1 else np.ones(len(ways), bool)
     for stage in range(1, stages - 1):
         links_ok = links_ok & ahead.near[ways[:, stage], ways[:, stage + 1]]
@@ -317,9 +356,7 @@ def best_chain(
     if not len(ways):
         return None
     times = np.stack([ahead.stage_s[s, ways[:, s]] for s in range(stages)])
-    step = (times.sum(axis=0) + (microbatches - 1) * times.max(axis=0)) / (
-        (microbatches + stages - 1) * fast_s
-    )
+    step = (times.sum(axis=0) + (microbatches - 1) * times.max(axis=0)) / fast_s
     moved = np.stack([ways[:, s] != owners[s] for s in range(stages)])
     waits = np.stack([needs_s[s, ways[:, s]] for s in range(stages)])
     waits = np.where(moved, waits, 0.0).max(axis=0)
@@ -358,8 +395,13 @@ def best_chain(
 def step_share(ahead: Ahead, chain: Rows, microbatches: int) -> float:
     """t of a chain."""
     times = [float(ahead.stage_s[s, row]) for s, row in enumerate(chain)]
-    whole = sum(times) + (microbatches - 1) * max(times)
-    return whole / ((microbatches + len(chain) - 1) * float(ahead.stage_s.min()))
+    return (sum(times) + (microbatches - 1) * max(times)) / _fastest_s(ahead, microbatches)
+
+
+def _fastest_s(ahead: Ahead, microbatches: int) -> float:
+    """A step with the fastest device for each stage, whether these are different or not."""
+    fastest = ahead.stage_s.min(axis=1)
+    return max(float(fastest.sum() + (microbatches - 1) * fastest.max()), 1e-12)
 
 
 def rows_of(ahead: Ahead, names: tuple[str, ...]) -> Rows:

@@ -1,15 +1,15 @@
 """Replication policies in a real run: what they may see here, and what becomes of their wishes.
 
-A policy sees the plan, the crowd, who is here and for how long, and sightings if the user's code
-has any; never the future. Its copies become the holders of the next wave; its hand-overs, announced
-departures.
+A policy sees the plan, the crowd, who is here and for how long, what copies there are, and where
+devices are if the user's code knows; never the future. Its copies become the holders of the next
+wave, and its hand-overs are what the policy machine is told to move.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,12 +22,15 @@ from ..programs.manifest import LeafSpec
 from ..propagation import (
     Budget,
     Costs,
+    Departure,
     Handover,
     HazardGroups,
     Heard,
+    Holding,
     PolicyDecision,
     PolicyView,
     ReplicationPolicy,
+    copy_bytes,
 )
 from ..protocol.evidence import LayerHolders
 from ..protocol.messages import Hello
@@ -35,6 +38,8 @@ from ..protocol.owners import CopyRoom, Hazards, ring_holders
 
 logger = logging.getLogger(__name__)
 
+Stored = Mapping[str, Sequence[tuple[int, tuple[int, int]]]]
+"""Device -> (first layer, (last layer, version)) of the newest copies that it said it has."""
 Watch = Callable[[], Sightings | None]
 """What is known of places now; rows as the crowd's devices. None: nothing yet."""
 
@@ -81,6 +86,7 @@ class Placer:
         watch: See `Watch`; None: nobody looks.
         range_m: Radio range; None: links do not depend on places.
         groups: See `Recovery.groups`.
+        room_bytes: What each device said that it keeps for copies, for those that said so.
 
     Raises:
         InvalidCrowdError: A group names a device that is not in the crowd.
@@ -98,19 +104,32 @@ class Placer:
         watch: Watch | None = None,
         range_m: float | None = None,
         groups: Mapping[str, tuple[str, ...]] | None = None,
+        room_bytes: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.policy = policy
         self.presence = Presence(tuple(str(device.id) for device in crowd.devices))
         self._crowd, self._profile = crowd, profile
-        self._budget = Budget(copies=copies)
+        self._copies, self._room_bytes = copies, room_bytes
         self._crash_per_s, self._detect_s = crash_per_s, detect_s
         self._watch, self._range_m = watch, range_m
         self._groups = HazardGroups.of(crowd, groups)
+        self._hazards = known_hazards(crowd, groups)
         self._standing: ReplicaPlan | None = None
         self._handovers: tuple[Handover, ...] = ()
 
-    def decide(self, plan: PipelinePlan, step_s: float) -> PolicyDecision:
+    def decide(
+        self,
+        plan: PipelinePlan,
+        step_s: float,
+        *,
+        stored: Stored | None = None,
+        leave_in_s: Mapping[str, float] | None = None,
+    ) -> PolicyDecision:
         """The policy's wishes now.
+
+        Args:
+            stored: The copies that devices said they have.
+            leave_in_s: Of devices that announced to leave.
 
         Raises:
             InvalidValueError: `watch` gave rows for another number of devices.
@@ -121,11 +140,12 @@ class Placer:
             raise InvalidValueError(
                 f"recovery: watch gave {len(seen.seen_s)} rows, the crowd has {len(ids)} devices"
             )
+        profile = self._profile()
         same_plan = self._standing is not None and self._standing.num_layers == plan.num_layers
         decision = self.policy.decide(
             PolicyView(
                 plan=plan,
-                profile=self._profile(),
+                profile=profile,
                 crowd=self._crowd,
                 costs=Costs(
                     step_s=step_s, detect_s=self._detect_s, crash_per_s=self._crash_per_s
@@ -134,8 +154,14 @@ class Placer:
                 sightings=seen,
                 heard=self.presence.heard(),
                 range_m=self._range_m,
-                budget=self._budget,
+                budget=self._budget(),
                 groups=self._groups,
+                holdings=_holdings(profile, ids, stored or {}),
+                departures=tuple(
+                    Departure(device=DeviceId(device), leaves_s=max(0.0, leaves_s))
+                    for device, leaves_s in sorted((leave_in_s or {}).items())
+                    if device in ids
+                ),
                 standing=self._standing if same_plan else None,
                 handovers=self._handovers,
             )
@@ -143,45 +169,79 @@ class Placer:
         self._standing, self._handovers = decision.replicas, decision.handovers
         return decision
 
-    def holders(
-        self, decision: PolicyDecision, plan: PipelinePlan, party: Sequence[str]
-    ) -> tuple[LayerHolders, ...]:
-        """The wishes as holders of stages, as far as they are members.
+    def _budget(self) -> Budget:
+        room = {device: int(size) for device, size in self._room_bytes().items()}
+        return Budget(copies=self._copies, memory_bytes=room)
 
-        A wave of which one stage has no copy does not count for any (R13), so a stage for which
-        the policy finds nobody who will stay gets somebody who is here now.
+    def holders(
+        self,
+        decision: PolicyDecision,
+        plan: PipelinePlan,
+        party: Sequence[str],
+        *,
+        leaving: Collection[str] = (),
+        failed: Collection[str] = (),
+        room: CopyRoom | None = None,
+    ) -> tuple[LayerHolders, ...]:
+        """The wishes as holders of stages, as far as they are members that stay.
+
+        A wave of which one stage has no copy does not count for any (R13). So a stage for which the
+        policy finds nobody who will stay, or nobody apart from its hazards, has the ring's holders.
+
+        Args:
+            failed: Members that did not store what they should: asked where there is no other.
+            room: For the ring.
         """
-        wanted: dict[int, list[DeviceId]] = {}
-        somebody = {i.first_layer for i in decision.unprotected if i.lack == "nobody"}
+        best = self._holders(decision, plan, party, {*leaving, *failed}, room)
+        if not failed:
+            return best
+        every = self._holders(decision, plan, party, {*leaving}, room)
+        return tuple(b if b.devices else e for b, e in zip(best, every, strict=True))
+
+    def _holders(
+        self,
+        decision: PolicyDecision,
+        plan: PipelinePlan,
+        party: Sequence[str],
+        barred: Collection[str],
+        room: CopyRoom | None,
+    ) -> tuple[LayerHolders, ...]:
+        here = [DeviceId(device) for device in party if device not in barred]
+        wanted: dict[int, tuple[DeviceId, ...]] = {}
+        ring = {i.first_layer for i in decision.unprotected if i.lack in ("nobody", "hazard")}
         for item in decision.replicas.ranges:
-            devices = [r.device for r in item.replicas if str(r.device) in party]
+            devices = tuple(r.device for r in item.replicas if r.device in here)
             wanted[item.first_layer] = devices
             if item.replicas and not devices:
-                somebody.add(item.first_layer)
-        for index, stage in enumerate(plan.stages):
-            if stage.first_layer in somebody and not wanted.get(stage.first_layer):
-                wanted[stage.first_layer] = self._anyone(decision, plan, index, party)
+                ring.add(item.first_layer)
+        moving = {h.owner for h in decision.handovers}
+        staying = [device for device in here if device not in moving]
+        others = ring_holders(plan, staying, copies=self._copies, room=room, hazards=self._hazards)
         return tuple(
             LayerHolders(
                 first_layer=stage.first_layer,
                 last_layer=stage.last_layer,
-                devices=tuple(DeviceId(d) for d in wanted.get(stage.first_layer, ())),
+                devices=wanted.get(stage.first_layer)
+                or (others[index].devices if stage.first_layer in ring else ()),
             )
-            for stage in plan.stages
+            for index, stage in enumerate(plan.stages)
         )
 
-    def _anyone(
-        self, decision: PolicyDecision, plan: PipelinePlan, index: int, party: Sequence[str]
-    ) -> list[DeviceId]:
-        """Members that may hold a stage, those without one first; not who hands its own over."""
-        owner, leaving = plan.stages[index].device, {str(h.owner) for h in decision.handovers}
-        here = [
-            DeviceId(device)
-            for device in party
-            if device not in leaving and self._groups.apart([owner, DeviceId(device)])
-        ]
-        ring = ring_holders(plan, here, copies=len(plan.stages) + len(here))[index].devices
-        return [device for device in ring if device in here][: self._budget.copies]
+
+def _holdings(profile: ModelProfile, ids: Sequence[str], stored: Stored) -> tuple[Holding, ...]:
+    return tuple(
+        Holding(
+            device=DeviceId(device),
+            first_layer=first,
+            last_layer=last,
+            version=version,
+            age_s=0.0,
+            size_bytes=copy_bytes(profile, first, last),
+        )
+        for device, entries in sorted(stored.items())
+        if device in ids
+        for first, (last, version) in entries
+    )
 
 
 def known_hazards(
@@ -216,12 +276,17 @@ def copy_room(
         for leaf in leaves:
             if leaf.layer in sizes and leaf.role != "borrowed":
                 sizes[leaf.layer] += leaf.size_bytes
-    limits = {
+    layer_bytes = tuple(sizes[name] for name in names)
+    return CopyRoom(layer_bytes=layer_bytes, device_bytes=room_bytes(hellos))
+
+
+def room_bytes(hellos: Mapping[str, Hello]) -> dict[str, float]:
+    """What each device said that it keeps for copies, of those that said so."""
+    return {
         device: hello.resources["copies_bytes"]
         for device, hello in hellos.items()
         if "copies_bytes" in hello.resources
     }
-    return CopyRoom(layer_bytes=tuple(sizes[name] for name in names), device_bytes=limits)
 
 
 def unprotected(

@@ -86,8 +86,9 @@ class PolicyBody:
         self._placer = placer
         self._placed_s = 0.0
         """When it was asked last."""
+        self._was_placed = False
         self._moves_wanted = False
-        """Device -> where its stage is to go, as the placer said last."""
+        """By the placer, when it was asked last."""
         self._log = log
         self._ready: dict[str, set[str]] = {}
         """Device -> keys of what it has: it need not be sent again."""
@@ -126,10 +127,31 @@ class PolicyBody:
             self._place(self._placer, self.state.plan)
 
     def _place(self, placer: Placer, plan: PipelinePlan) -> None:
-        """Asks the placer; its holders are asked for, its hand-overs are departures."""
-        usual = self.state.usual_s
-        decision = placer.decide(plan, statistics.median(usual) if usual else 1.0)
-        holders = placer.holders(decision, plan, self.state.party)
+        """Asks the placer; its holders are asked for, its hand-overs are moves to make. A policy
+        that answered before and fails now does not end the run: what it said last stands."""
+        state, now_s = self.state, time.monotonic()
+        leave_in_s = {device: at - now_s for device, at in state.departing.items()}
+        try:
+            decision = placer.decide(
+                plan,
+                statistics.median(state.usual_s) if state.usual_s else 1.0,
+                stored=state.stored,
+                leave_in_s=leave_in_s,
+            )
+            holders = placer.holders(
+                decision,
+                plan,
+                state.party,
+                leaving=leave_in_s,
+                failed=state.failed,
+                room=state.terms.room,
+            )
+        except Exception as exc:
+            if not self._was_placed:
+                raise
+            logger.error("policy %r: %s; copies stay where they are", placer.policy.name, exc)
+            return
+        self._was_placed = True
         if holders != self.state.holders:
             self.tell(control.HoldersWanted(holders=holders))
         moves = tuple(

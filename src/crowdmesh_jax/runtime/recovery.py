@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -10,7 +11,7 @@ from typing import Any
 from ..core import PipelinePlan
 from ..errors import InvalidValueError
 from ..programs.manifest import StageManifest
-from ..propagation import ReplicationPolicy
+from ..propagation import ReplicationPolicy, make_replication_policy
 from ..protocol import coordinator_events as ev
 from ..protocol import messages as msg
 from ..protocol.coordinator import CoordinatorState
@@ -32,10 +33,11 @@ class Recovery:
     """
 
     copies: int = 1
-    """Holders of each stage's state, beside its owner."""
+    """Holders of each stage's state, beside its owner. Rivals' policies have their own number."""
     wave_every: int | None = None
     """Steps from one wave of copies to the next. More: less is sent, and a loss redoes more. None:
-    learned from what waves cost and how often devices are lost, at most 3 % of the time."""
+    learned from what waves cost and how often devices are lost, at most 3 % of the time, unless the
+    logs reach back too short for that."""
     log_steps: int | None = None
     """Steps that boundary logs reach back; beyond them a loss takes everyone back. None: what
     `log_bytes` allow, and at least twice `wave_every`, so that a wave may fail."""
@@ -57,7 +59,7 @@ class Recovery:
     """Gives what is known of places now (`cm.mobility.Sightings`, rows as the crowd's devices), or
     None; called about once a second. For policies that predict who leaves."""
     range_m: float | None = None
-    """Radio range of the devices that are watched."""
+    """Radio range of the devices that are watched; with `watch` only."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name -> devices that are likely to be lost together (a vehicle, a power strip): no two copies
     of a stage, its owner's among them, are put there while other devices have room (the rivals'
@@ -72,18 +74,37 @@ class Recovery:
     """A run that cannot go on waits so long for a device to return, then it ends."""
 
     def __post_init__(self) -> None:
-        for name in ("copies", "wave_every", "log_steps"):
+        for name, least in (("copies", 1), ("wave_every", 1), ("log_steps", 1), ("log_bytes", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidValueError(f"recovery: {name} must be >= 1, got {value}")
-        if self.log_bytes < 0 or not self.crash_per_s >= 0:
+            if value is None and name in ("wave_every", "log_steps"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InvalidValueError(
+                    f"recovery: {name} must be a whole number >= {least}, got {value!r}"
+                )
+        if not 0 <= self.crash_per_s < math.inf:
             raise InvalidValueError(
-                "recovery: log_bytes and crash_per_s must be >= 0, got"
-                f" {self.log_bytes} and {self.crash_per_s}"
+                f"recovery: crash_per_s must be finite and >= 0, got {self.crash_per_s}"
             )
         for name in ("heartbeat_s", "silence_s", "return_s"):
             if not getattr(self, name) > 0:
                 raise InvalidValueError(f"recovery: {name} must be > 0, got {getattr(self, name)}")
+        if not self.heartbeat_s < self.silence_s < math.inf:
+            raise InvalidValueError(
+                "recovery: silence_s must be finite and longer than heartbeat_s, or every device is"
+                f" held to be lost: got {self.silence_s} and {self.heartbeat_s}"
+            )
+        if self.policy is not None:
+            make_replication_policy(self.policy)
+        if self.range_m is not None and not 0 < self.range_m < math.inf:
+            raise InvalidValueError(f"recovery: range_m must be finite and > 0, got {self.range_m}")
+        if self.watch is None:
+            return
+        if not callable(self.watch):
+            raise InvalidValueError(f"recovery: watch must be a function, got {self.watch!r}")
+        for name in ("policy", "range_m"):
+            if getattr(self, name) is None:
+                raise InvalidValueError(f"recovery: watch is of no use without {name}; give both")
 
     def to_record(self) -> dict[str, Any]:
         """As it stands in a run's `config.toml`: a policy by its name; what is code is left out."""

@@ -32,7 +32,7 @@ from ..record import RunFolder
 from .callbacks import Callback, Control
 from .crew import Crew, TransportName
 from .evaluation import best_rule, evaluated_names, prepare_evaluation
-from .placing import Placer, known_hazards
+from .placing import Placer, known_hazards, room_bytes
 from .policy import Planned, Planner
 from .recovery import Recovery
 from .result import OnEvent, PhaseEvent, RunEvent, TrainResult
@@ -87,8 +87,9 @@ def train(
             training is bit-equal with and without.
         keep_best: "loss", "accuracy" or (metric, "min" or "max"): the state of the best evaluation
             stays in the run's folder `best/`, beside `checkpoint/`.
-        callbacks: Called in this thread with (event, `Control`): they may stop the run or ask for a
-            checkpoint, see `crowdmesh_jax.callbacks`. What one raises ends the run.
+        callbacks: Called in this thread with (event, `Control`): they may stop the run, ask for a
+            checkpoint or say that a device will leave, see `crowdmesh_jax.callbacks`. What one
+            raises ends the run.
         resume: A run's folder: goes on from its newest checkpoint, in the same folder. The crowd
             and the plan may be others; with plan="auto" its own plan is used if the crowd has its
             devices.
@@ -246,6 +247,7 @@ def _placer(terms: Recovery | None, job: TrainingJob, crew: Crew, example: Any) 
         watch=terms.watch,
         range_m=terms.range_m,
         groups=terms.groups,
+        room_bytes=lambda: room_bytes(crew.hellos),
     )
 
 

@@ -120,7 +120,6 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
     owners = rows_of(ahead, view.plan.devices)
     needs_s, ahead_s = _transfers(view, ahead, owners)
     needs_s = needs_s + ahead_s * (1 - view.costs.changed_share)  # nothing can go ahead now
-    rate = _rate(view)
     for index, stage in enumerate(view.plan.stages):
         if index not in lost:
             continue
@@ -128,14 +127,17 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
         newest = max((h.version for h in held), default=-1)
         old = {h.device for h in held}
         fresh = {h.device for h in held if h.version == newest}
-        sources = [row for row, name in enumerate(ahead.ids) if name in fresh]
+        sources = {row: name for row, name in enumerate(ahead.ids) if name in fresh}
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
         for row, name in enumerate(ahead.ids):
             if row == owners[index]:
                 continue
             part = view.costs.changed_share if name in old else 1.0
-            near = rate if ahead.near[row, sources].any() else rate * rule.far_share
-            needs_s[index, row] = 0.0 if name in fresh else part * size / near
+            near = [_rate(view, s, name) for at, s in sources.items() if ahead.near[row, at]]
+            far = [_rate(view, s, name) for s in sources.values() or (stage.device,) if s != name]
+            rate = max(near, default=0.0) or rule.far_share * max(far, default=0.0)
+            lacks = 0.0 if name in fresh else part * size
+            needs_s[index, row] = lacks / rate if rate > 0 else (math.inf if lacks else 0.0)
     costs = view.costs
     choice = best_chain(
         ahead, replace(rule, stage_s=rule.recovery_stage_s),
@@ -155,16 +157,17 @@ def _worst(needs_s: np.ndarray) -> float:
     return float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
 
 
-def _rate(view: PolicyView) -> float:
-    link = view.crowd.link(view.ids[0], view.ids[1]) if len(view.ids) > 1 else None
-    return 1.0 if link is None else link.bandwidth_bytes_per_s
+def _rate(view: PolicyView, source: str, target: str) -> float:
+    """Bytes per second; 0 where they cannot talk."""
+    link = view.crowd.link(source, target)
+    return 0.0 if link is None else link.bandwidth_bytes_per_s
 
 
 def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of transfer in the stop, and ahead of it; infinite for those that cannot."""
     stages, count = len(view.plan.stages), len(ahead.ids)
     needs_s, ahead_s = np.full((stages, count), np.inf), np.zeros((stages, count))
-    rate = _rate(view)
+    leaving = {d.device for d in view.departures}
     for index, stage in enumerate(view.plan.stages):
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
         has = {h.device for h in view.holdings if holds(h, stage)}
@@ -172,7 +175,10 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
             if row == owners[index]:
                 needs_s[index, row] = 0.0
                 continue
-            if owners[index] >= 0 and not ahead.near[owners[index], row]:
+            if name in leaving or (owners[index] >= 0 and not ahead.near[owners[index], row]):
+                continue
+            rate = _rate(view, stage.device, name)
+            if not rate > 0:
                 continue
             needs_s[index, row] = view.costs.changed_share * size / rate
             if name not in has:
