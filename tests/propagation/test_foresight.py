@@ -305,7 +305,8 @@ def test_nothing_moves_to_who_has_no_link_or_has_announced_to_leave():
     for apart, targets in (({"a", "b", "c", "d"}, ["d"]), ({"a", "c"}, ["d", "c"])):
         links = tuple(
             Link(source=x, target=y, bandwidth_bytes_per_s=1e6, latency_s=0.001)
-            for x, y in itertools.permutations("abcd", 2) if "c" not in (x, y) or not {x, y} <= apart
+            for x, y in itertools.permutations("abcd", 2)
+            if "c" not in (x, y) or not {x, y} <= apart
         )  # fmt: skip
         some = replace(seen, crowd=replace(seen.crowd, default_link=None, links=links))
         found = [str(m.target) for m in MobilityPolicy().decide(some).handovers]
