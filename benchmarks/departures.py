@@ -3,7 +3,8 @@
 Six agents stand within a few metres; three of them have a stage each. By a seeded script one after
 another walks off and is out of range, 80 m, ten seconds later. At that moment its process is
 killed; some seconds later it is started again, as a newcomer at the old place. Policies see
-positions once a second, nothing of the script. All have one copy of each stage, a wave every 8
+positions once a second, nothing of the script. Each rule has its own number of copies: `neighbour`
+one more than the others, at its central device, in each wave as in all real runs. A wave every 8
 steps, the same seeds, in turns; the cuts stay, so every run ends with the same bits.
 
 "against neighbour" is paired by seed. Stopped seconds, redone and replayed steps are those of the

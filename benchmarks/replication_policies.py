@@ -2,8 +2,8 @@
 
 Every policy meets the same movement, crashes and noise, seed by seed; `interval_scale` of each is
 tuned on the tuning seeds with the same tries (`--tune 1` does it anew and prints what belongs into
-src/crowdmesh_jax/simulation/tuned.py). Figures are of the reporting seeds. The floors are those of
-the project's task, of ours below the better of FTPipeHD's two central nodes.
+src/crowdmesh_jax/simulation/tuned.py). Figures are of the reporting seeds. The floors were set
+before our policy was written, of ours below the better of FTPipeHD's two central nodes.
 
     python benchmarks/replication_policies.py [--repeats 20] [--ablation-seeds 8] [--sumo-seeds 8]
         [--only calm,waypoint] [--keep FILE] [--tune 1] [--quick]

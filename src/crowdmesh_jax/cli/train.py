@@ -98,13 +98,14 @@ def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="STEPS",
         help="between two rounds of copies; a loss redoes at most about so many; default: learned,"
-        " at most 3 %% of the time",
+        " at most 3 %% of the time, or what the logs allow (`crowdmesh demo`: 8)",
     )
     group.add_argument(
         "--replan",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="cut the layers anew where that pays after devices went or came; changes rounding",
+        help="cut the layers anew where that pays after devices went or came; changes rounding;"
+        " default: yes (`crowdmesh demo`: no)",
     )
 
 

@@ -9,8 +9,8 @@ than a planned stop. Kept for T seconds, a chain costs, per second of work,
     g = t (1 + (K + X (1 - S(A) + m (S(A) - S(T)))) / int_0^T S)
 
 where m is the share of later ends that no move comes before. T is the one with the lowest g. The
-standing chain's K is spent; it is left when the best g with K is lower than its own without. One
-rule for departures, better places and faster devices.
+standing chain's K is spent; it is left when the best g with K is lower than its own without by more
+than `gain`. One rule for departures, better places and faster devices.
 
 **Links.** Seen at offset p with relative velocity w, after H seconds
 
@@ -19,9 +19,9 @@ rule for departures, better places and faster devices.
 
 with x = H / tau: velocities that are forgotten at rate 1 / tau (Ornstein-Uhlenbeck). sd is the
 error of each velocity, u^2 the mean square of a speed, half the device's own and half everybody's.
-tau is learned: the mean time for which devices have gone straight. P(in range) = Phi((range -
-distance) / sigma), to a power above 1 where velocities are forgotten, since a link may end and be
-there again. That a chain's links last is the product.
+tau is learned: the mean time for which devices have gone straight, and `turn_s`. P(in range) =
+Phi((range - distance) / sigma), to a power above 1 where velocities are forgotten, since a link may
+end and be there again. That a chain's links last is the product.
 """
 
 from __future__ import annotations

@@ -58,9 +58,13 @@ class HandoverRule:
     """Numbers of the rule above."""
 
     quantile: float = 0.9
+    """Chance with which the noise of a departure and of a rate is allowed for."""
     margin: float = 1.5
+    """It starts when the departure is at most so many leads away."""
     keep: float = 1.5
+    """One that stands ends when the departure is so many times as far as it may be to start."""
     switch: float = 1.5
+    """Another target must be worth so many times as much as the standing one."""
     setup_s: float = 1.0
     """Fence, programs that are compiled already, the first frames."""
     stall_s: float = 1.0

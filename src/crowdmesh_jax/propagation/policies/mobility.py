@@ -42,8 +42,10 @@ class MobilityPolicy:
       copies do not move for a trifle: a new holder needs all bytes, an old one what changed.
     - **Newcomers**: where places are known and a stage has several copies, see `spreading`.
     - **Hand-over**: see `handover`; the target is a device without a stage that has room for it.
+      Where places are known, see `foresight`; targets may then be owners that move as well.
 
-    The numbers are choices of ours, untuned; all but `interval_scale` are the same everywhere.
+    The numbers are choices of ours, untuned but for those of `chain`; all but `interval_scale` are
+    the same everywhere.
     """
 
     name: str = "mobility"
