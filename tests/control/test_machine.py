@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,16 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     assert "d1 hands stage 1 over to s1 (it holds a copy of version 0)" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
+
+
+def test_who_stays_after_all_keeps_its_stage():
+    policy = Policy()
+    policy.running()
+    ready(policy, ("s0", "k1"))
+    policy.tell(control.Departing(device="d1", leaves_in_s=10.0))
+    policy.tell(control.Departing(device="d1", leaves_in_s=math.inf))
+    assert policy.tell(control.Tick(), 9.0) == []
+    assert "d1" in policy.state.candidates()
 
 
 def moves(*wanted: tuple[str, str], leaves_in_s: float = 100.0) -> control.MovesWanted:

@@ -113,7 +113,7 @@ def test_early_stopping_stops_a_run_that_no_longer_improves(crew, tmp_path):
 def hear(stopping: EarlyStopping, values: list[float]) -> str | None:
     """The reason for which it stops, if it does."""
     control, reasons = Control(("loss", "score")), []
-    control.bind(lambda asked: reasons.append(asked.reason))
+    control.bind(lambda asked: reasons.append(asked.reason), [])
     for version, value in enumerate(values, start=1):
         values_of = {"loss": value, "score": value}
         stopping(cm.EvaluationEvent(version=version, values=values_of, rows=1), control)
@@ -148,3 +148,14 @@ def test_early_stopping_on_what_is_not_evaluated_is_refused_before_anything_star
     for fields in ({"metric": "f1", "patience": 1}, {"patience": 0}):
         with pytest.raises(errors.InvalidValueError):
             EarlyStopping(**fields)
+
+
+def test_only_devices_of_the_crowd_can_depart():
+    told = []
+    control = Control()
+    control.bind(told.append, ["pi-1", "pi-2"])
+    control.depart("pi-1", in_s=3.0)
+    assert [(ask.device, ask.leaves_in_s) for ask in told] == [("pi-1", 3.0)]
+    for device, in_s, words in (("pi-3", 3.0, "has pi-1, pi-2"), ("pi-1", -1.0, "must be >= 0")):
+        with pytest.raises(errors.InvalidValueError, match=words):
+            control.depart(device, in_s=in_s)

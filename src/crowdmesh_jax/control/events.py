@@ -46,6 +46,7 @@ class Departing:
 
     device: str
     leaves_in_s: float
+    """Infinite: it stays after all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,8 +40,10 @@ def leaving(turn: Turn) -> set[str]:
 
 
 def on_departing(turn: Turn, event: ev.Departing) -> None:
-    leaves_s = turn.now_s + event.leaves_in_s
-    turn.set(departing={**turn.state.departing, event.device: leaves_s})
+    others = {d: at for d, at in turn.state.departing.items() if d != event.device}
+    if event.leaves_in_s < math.inf:
+        others[event.device] = turn.now_s + event.leaves_in_s
+    turn.set(departing=others)
     hand_over_when_due(turn)
 
 

@@ -7,8 +7,7 @@ next commit, since that is where all stages agree on a version.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, Protocol
 
 from ..control import Departing
@@ -31,6 +30,7 @@ class Control:
     def __init__(self, evaluated: tuple[str, ...] = ()) -> None:
         self.evaluated = evaluated
         self._send: Callable[[Ask], None] | None = None
+        self._devices: Collection[str] = ()
         self._stop: ev.StopAsked | None = None
 
     def stop(self, reason: str) -> None:
@@ -54,17 +54,24 @@ class Control:
         of its movement does. Its stage is handed over to an idle device shortly before, at a
         step's end, and no work is lost. Needs a run with recovery; elsewhere nothing happens.
 
+        Args:
+            in_s: Seconds from now; infinite: it stays after all.
+
         Raises:
-            InvalidValueError: `in_s` is negative or no number.
+            InvalidValueError: The crowd has no such device, or `in_s` is negative or no number.
         """
-        if not (math.isfinite(in_s) and in_s >= 0):
+        if not in_s >= 0:
             raise InvalidValueError(f"depart({device!r}): in_s must be >= 0, got {in_s}")
+        if self._devices and device not in self._devices:
+            known = ", ".join(sorted(self._devices))
+            raise InvalidValueError(f"depart({device!r}): the crowd has {known}")
         if self._send is not None:
             self._send(Departing(device=device, leaves_in_s=in_s))
 
-    def bind(self, send: Callable[[Ask], None]) -> None:
-        """The run has begun: what was asked so far, and what will be, goes there."""
-        self._send = send
+    def bind(self, send: Callable[[Ask], None], devices: Collection[str]) -> None:
+        """The run of a crowd's devices has begun: what was asked so far, and what will be, goes
+        there."""
+        self._send, self._devices = send, devices
         if self._stop is not None:
             send(self._stop)
 

@@ -385,7 +385,10 @@ class Session:
         """Shows news in the caller's thread until the run ends; Ctrl-C asks it to stop."""
         ended = object()
         future: Future[Outcome] = self.crew.begin(run.run())
-        self.control.bind(lambda event: self.crew.soon(lambda: run.ask(event)))
+        self.control.bind(
+            lambda event: self.crew.soon(lambda: run.ask(event)),
+            [str(device.id) for device in self.crew.crowd.devices],
+        )
         future.add_done_callback(lambda _: self._news.put(ended))
         while True:
             try:
