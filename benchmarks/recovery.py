@@ -66,6 +66,7 @@ class Bench:
     job: cm.TrainingJob
     data: cm.ArraySource
     folder: str
+    turns: int = 0
 
     def plan(self, *devices: str) -> cm.PipelinePlan:
         names = devices or tuple(f"device-{i}" for i in range(STAGES))
@@ -203,6 +204,13 @@ def of_redone(bench: Bench, k: int) -> dict[str, Any]:
     return {"replay": replay, "rollback": rollback}
 
 
+def of_steps(bench: Bench, steps: int) -> dict[str, Any]:
+    """A step with recovery at its default and one without; who comes first changes."""
+    bench.turns += 1
+    terms = [("ours", cm.Recovery(replan=False)), ("theirs", False)]
+    return {name: bench.step_s(term, steps) for name, term in terms[:: (-1) ** bench.turns]}
+
+
 def main() -> None:
     options = arguments(__doc__, repeats=7, keep="")
     job, data = make_job(width=WIDTH, stages=STAGES, batch=BATCH, microbatches=MICROBATCHES)
@@ -218,14 +226,7 @@ def main() -> None:
             k: rows.take(f"redone {k}", count, lambda k=k: of_redone(bench, k))
             for k in ((1, 5) if options.quick else (1, 5, 20))
         }
-        pairs = rows.take(
-            "steps",
-            count,
-            lambda: {
-                "ours": bench.step_s(cm.Recovery(replan=False), steps),
-                "theirs": bench.step_s(False, steps),
-            },
-        )
+        pairs = rows.take("steps", count, lambda: of_steps(bench, steps))
     restart = [row["restart"] for row in standby]
     figures = [
         figure(
