@@ -47,7 +47,8 @@ if __name__ == "__main__":
     with cm.launch(cm.Crowd.local((1.0,) * 3)) as crew:
         result = cm.train(
             job, crew, data, steps=200, plan=plan, runs_dir=folder, name="x", measure=False,
-            recovery=cm.Recovery(replan=False, wave_every=4, silence_s=15.0),  # a busy machine is no loss
+            # A busy machine's silence is no loss here.
+            recovery=cm.Recovery(replan=False, wave_every=4, silence_s=15.0),
             checkpoint_every=8, on_event=story,
         )
     assert len(result.losses) == 200
