@@ -23,6 +23,7 @@ from crowdmesh_jax.propagation import (
     best_chain,
 )
 from crowdmesh_jax.propagation.foresight import step_share
+from crowdmesh_jax.propagation.policies.planning import whole_copy_s
 
 RULE = ChainRule()
 NAMES = tuple("abcdefg")
@@ -302,6 +303,8 @@ def test_nothing_moves_to_who_has_no_link_or_has_announced_to_leave():
     assert [str(m.target) for m in MobilityPolicy().decide(seen).handovers] == ["c"]
     gone = replace(seen, departures=(Departure(device="c", leaves_s=30.0),))  # pyright: ignore
     assert [str(m.target) for m in MobilityPolicy().decide(gone).handovers] == ["d"]
+    later = replace(seen, departures=(Departure(device="c", leaves_s=3600.0),))  # pyright: ignore
+    assert [str(m.target) for m in MobilityPolicy().decide(later).handovers] == ["c"]
     for apart, targets in (({"a", "b", "c", "d"}, ["d"]), ({"a", "c"}, ["d", "c"])):
         links = tuple(
             Link(source=x, target=y, bandwidth_bytes_per_s=1e6, latency_s=0.001)
@@ -314,3 +317,17 @@ def test_nothing_moves_to_who_has_no_link_or_has_announced_to_leave():
     # Nor does it matter whose link comes first.
     backwards = replace(some, crowd=replace(some.crowd, devices=some.crowd.devices[::-1]))
     assert MobilityPolicy().decide(backwards).handovers == MobilityPolicy().decide(some).handovers
+
+
+def test_how_long_a_copy_takes_follows_from_its_size_and_the_fastest_link():
+    """Of two stages of 3000 bytes each; d's link to a is twice as fast."""
+    seen = a_view({name: (float(i), 0.0) for i, name in enumerate("abcd")}, owners="a b")
+    assert whole_copy_s(seen) == pytest.approx(3000 / 1e6)
+    links = tuple(
+        Link(source=x, target=y, bandwidth_bytes_per_s=rate, latency_s=0.001)
+        for x, y, rate in (("a", "d", 2e6), ("a", "b", 1e6), ("b", "a", 5e5), ("b", "c", 1e5))
+    )
+    slow = replace(seen, crowd=replace(seen.crowd, default_link=None, links=links))
+    assert whole_copy_s(slow) == pytest.approx(3000 / 5e5)
+    nobody = replace(seen, crowd=replace(seen.crowd, default_link=None))
+    assert whole_copy_s(nobody) == 0.0

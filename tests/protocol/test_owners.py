@@ -27,6 +27,11 @@ def test_without_hazards_spares_come_first_then_the_ring():
     assert held({}) == held({"x": ("van",)}) == held(), "nobody here is in it"
 
 
+def test_an_owner_who_is_not_among_the_devices_is_given_no_copies():
+    """It leaves, or does not store what it should."""
+    assert held(copies=2, party=("d0", "d2", "s0")) == [("s0", "d2"), ("s0", "d2"), ("s0", "d0")]
+
+
 def test_a_copy_is_not_behind_its_owners_hazard():
     van = {"d0": ("van",), "s0": ("van",), "d2": ("power",), "s1": ("power",)}
     assert held(van) == [("s1",), ("s1",), ("s0",)]

@@ -121,6 +121,9 @@ def test_who_leaves_or_does_not_store_is_given_no_copies():
     assert all(first not in devices and devices for devices in kept(leaving=[first]))
     assert all(first not in devices and devices for devices in kept(failed=[first]))
     assert kept(failed=NAMES) == kept(), "where there is no other, they are asked again"
+    spares = NAMES[2:]
+    assert kept(leaving=spares, failed=NAMES[:1]) == [("device-1",), ("device-0",)]
+    assert kept(leaving=(*spares, "device-1")) == [(), ("device-0",)], "owners leave as well"
 
 
 def test_a_policy_knows_what_copies_there_are_and_what_room():

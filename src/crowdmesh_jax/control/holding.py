@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..core.crowd import DeviceId
 from ..core.plan import PipelinePlan, Stage
 from ..protocol.evidence import LayerHolders
-from ..protocol.owners import CopyRoom, ring_holders
+from ..protocol.owners import ring_holders
 from . import events as ev
 from .ahead import compile_for_idle
 from .state import ControlState
@@ -70,15 +70,15 @@ def holders_for(
     """The ring's, without those that failed to store; a stage that would have none keeps them."""
     terms = state.terms
 
-    def ring(room: CopyRoom | None) -> tuple[LayerHolders, ...]:
-        return ring_holders(plan, devices, copies=terms.copies, room=room, hazards=terms.hazards)
+    def ring(devices: Sequence[DeviceId]) -> tuple[LayerHolders, ...]:
+        return ring_holders(
+            plan, devices, copies=terms.copies, room=terms.room, hazards=terms.hazards
+        )
 
-    every = ring(terms.room)
+    every = ring(devices)
     if not state.failed:
         return every
-    room = terms.room or CopyRoom(layer_bytes=(1,) * plan.num_layers, device_bytes={})
-    barred = {**room.device_bytes, **dict.fromkeys(state.failed, 0.0)}
-    best = ring(replace(room, device_bytes=barred))
+    best = ring([device for device in devices if device not in state.failed])
     return tuple(b if b.devices else e for b, e in zip(best, every, strict=True))
 
 

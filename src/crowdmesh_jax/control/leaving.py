@@ -7,14 +7,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..core.crowd import DeviceId
+from ..propagation.handover import SOON_S
 from . import events as ev
 from .holding import version_held
 from .state import ControlState, Foreseen
 from .turn import Turn, holders_of
-
-BELIEVED_S = 60.0
-"""Who is foreseen to be gone within so long is held to leave, with or without its stage, for as
-long after the policy said so last; then it may have a stage and copies again."""
 
 
 def not_leaving(turn: Turn, device: str) -> None:
@@ -34,7 +31,7 @@ def announced(turn: Turn) -> set[str]:
 
 def leaving(turn: Turn) -> set[str]:
     """These, and who is likely to be gone soon, as a policy foresees: they get nothing new."""
-    soon_s = turn.now_s + BELIEVED_S
+    soon_s = turn.now_s + SOON_S
     foreseen = {device for device, m in turn.state.moves.items() if m.leaves_s <= soon_s}
     return announced(turn) | foreseen
 
@@ -54,7 +51,7 @@ def on_moves_wanted(turn: Turn, event: ev.MovesWanted) -> None:
     made = {
         device: move
         for device, move in state.moves.items()
-        if not _has_stage(state, device) and move.leaves_s - move.wanted_s <= BELIEVED_S
+        if not _has_stage(state, device) and move.leaves_s - move.wanted_s <= SOON_S
     }
     wanted = {
         move.device: Foreseen(to=move.to, leaves_s=now_s + move.leaves_in_s, wanted_s=now_s)
@@ -67,9 +64,10 @@ def on_moves_wanted(turn: Turn, event: ev.MovesWanted) -> None:
 
 
 def forget_old(turn: Turn) -> None:
-    """Who should have left by what a policy foresaw, and is still here, counts again."""
+    """Who should have left by what a policy foresaw, and is still here so long after the policy
+    said so last, counts again."""
     moves = turn.state.moves
-    kept = {d: move for d, move in moves.items() if turn.now_s - move.wanted_s <= BELIEVED_S}
+    kept = {d: move for d, move in moves.items() if turn.now_s - move.wanted_s <= SOON_S}
     if len(kept) < len(moves):
         turn.set(moves=kept)
 

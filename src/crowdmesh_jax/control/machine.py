@@ -237,12 +237,11 @@ def _on_need(turn: Turn, event: ev.OwnersNeeded) -> None:
     state = turn.state
     need = event.need
     turn.set(is_running=False)
-    wish = state.wish
-    new = set() if wish is None else set(wish.devices) - set(need.plan.devices)
-    can_be = wish is not None and set(wish.devices) <= set(need.devices)
-    if need.is_still and wish is not None and can_be and not new & announced(turn):
-        _answer(turn, need, wish, state.wish_reason)
-        return
+    if need.is_still and state.wish is not None:
+        devices, new = set(state.wish.devices), set(state.wish.devices) - set(need.plan.devices)
+        if devices <= set(need.devices) and not new & announced(turn):
+            _answer(turn, need, state.wish, state.wish_reason)
+            return
     facts = {
         str(device): DeviceFacts(compiled=_compiled(state, need.plan, event.keys, device))
         for device in need.devices

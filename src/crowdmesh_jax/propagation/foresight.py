@@ -66,14 +66,12 @@ class ChainRule:
     """g must be lower by so much, or nothing moves."""
     look_s: float = 3.0
     """Time from one decision to the next, and until the next step boundary."""
-    far_s: float = 10.0
-    """State that has to go ahead takes about so long."""
     stop_s: float = 2.0
     """A planned stop, without bytes."""
     stage_s: float = 0.2
     """What each stage that moves costs beside: its logs and copies have to be made anew."""
-    fetch_s: float = 5.0
-    """State that who takes over after a loss lacks, on average."""
+    fetch_share: float = 0.5
+    """Of a whole copy, what who takes over after a loss lacks, on average."""
     far_share: float = 0.1
     """Rate to who is out of range, of that in range."""
     recovery_stage_s: float = 10.0
@@ -83,7 +81,7 @@ class ChainRule:
         for name in ("persistence_s", "turn_s", "look_s", "far_share"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and > 0")
-        for name in ("returns", "missed", "gain", "far_s", "stop_s", "stage_s", "fetch_s",
+        for name in ("returns", "missed", "gain", "stop_s", "stage_s", "fetch_share",
                      "recovery_stage_s"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidValueError(f"chain rule: {name} must be finite and >= 0")

@@ -27,6 +27,10 @@ LEAST_RATE_SHARE = 0.1
 """However noisy a link is, so much of its predicted rate is counted on."""
 
 
+SOON_S = 60.0
+"""Who will leave within so long is given no stage and no copies any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Departure:
     """A prediction: when a device goes."""

@@ -170,8 +170,8 @@ def ring_holders(
     room: CopyRoom | None = None,
     hazards: Hazards | None = None,
 ) -> tuple[LayerHolders, ...]:
-    """For each stage the next `copies` devices after its owner: idle ones first, then the ring of
-    owners, so that the copies of neighbours lie on different devices. Who has no room is passed
+    """For each stage the next `copies` of `devices` after its owner: idle ones first, then the ring
+    of owners, so that the copies of neighbours lie on different devices. Who has no room is passed
     over; a stage may have no holder at all.
 
     No two copies, the owner's among them, are behind one hazard while others have room. What is
@@ -191,7 +191,8 @@ def ring_holders(
         for index, (stage, kept) in enumerate(zip(plan.stages, chosen, strict=True)):
             turned = idle[index % len(idle) :] + idle[: index % len(idle)] if idle else []
             needed = room.needs(stage) if room is not None else 0
-            for device in [*turned, *owners[index + 1 :], *owners[:index]]:
+            ring = (owner for owner in owners[index + 1 :] + owners[:index] if owner in devices)
+            for device in [*turned, *ring]:
                 has_room = left.get(device, float("inf")) >= needed
                 if len(kept) == copies or device in kept or not has_room:
                     continue

@@ -22,6 +22,7 @@ from .. import control
 from ..core import DeviceId, PipelinePlan
 from ..errors import CrowdMeshError, RecordError
 from ..programs import StageBundle
+from ..propagation.handover import SOON_S
 from ..protocol import CoordinatorState, OwnersNeed
 from ..protocol import coordinator_events as ev
 from ..protocol.coordinator_waves import who_did_not_store
@@ -86,7 +87,8 @@ class PolicyBody:
         self._placer = placer
         self._placed_s = 0.0
         """When it was asked last."""
-        self._was_placed = False
+        self._place_error = ""
+        """What the placer failed with, if it failed when it was asked last."""
         self._moves_wanted = False
         """By the placer, when it was asked last."""
         self._log = log
@@ -127,8 +129,8 @@ class PolicyBody:
             self._place(self._placer, self.state.plan)
 
     def _place(self, placer: Placer, plan: PipelinePlan) -> None:
-        """Asks the placer; its holders are asked for, its hand-overs are moves to make. A policy
-        that answered before and fails now does not end the run: what it said last stands."""
+        """Asks the placer; its holders are asked for, its hand-overs are moves to make. If it
+        fails now, though it answered before the run began, what it said last stands."""
         state, now_s = self.state, time.monotonic()
         leave_in_s = {device: at - now_s for device, at in state.departing.items()}
         try:
@@ -142,16 +144,16 @@ class PolicyBody:
                 decision,
                 plan,
                 state.party,
-                leaving=leave_in_s,
+                leaving=[d for d, left_s in leave_in_s.items() if left_s <= SOON_S],
                 failed=state.failed,
                 room=state.terms.room,
             )
         except Exception as exc:
-            if not self._was_placed:
-                raise
-            logger.error("policy %r: %s; copies stay where they are", placer.policy.name, exc)
+            if str(exc) != self._place_error:  # it is asked again in a second
+                self._place_error = str(exc)
+                logger.exception("policy %r failed; copies stay where they are", placer.policy.name)
             return
-        self._was_placed = True
+        self._place_error = ""
         if holders != self.state.holders:
             self.tell(control.HoldersWanted(holders=holders))
         moves = tuple(

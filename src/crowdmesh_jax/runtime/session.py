@@ -330,7 +330,7 @@ class Session:
                 self.placer.presence.joined(device)
             planned_s = self.prediction.step_s if self.prediction is not None else 1.0
             decision = self.placer.decide(self.plan, planned_s)
-            holders = self.placer.holders(decision, self.plan, party)
+            holders = self.placer.holders(decision, self.plan, party, room=self._room())
             bare = {entry.first_layer for entry in holders if not entry.devices}
             notes = [
                 f"layers {item.first_layer}-{item.last_layer} of {item.owner} have no copy:"

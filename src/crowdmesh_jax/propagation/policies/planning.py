@@ -20,7 +20,7 @@ from ..foresight import (
     rows_of,
     step_share,
 )
-from ..handover import Handover
+from ..handover import SOON_S, Handover
 from ..policy import PolicyView
 from ..report import Holding
 
@@ -39,7 +39,7 @@ def is_safe(view: PolicyView, rule: ChainRule) -> bool:
     if ahead is None:
         return True
     owners = rows_of(ahead, view.plan.devices)
-    lead_s = rule.look_s + rule.far_s
+    lead_s = rule.look_s + whole_copy_s(view)
     return min(owners) >= 0 and ahead.lasts_until(owners, lead_s) >= 1 - SAFE
 
 
@@ -60,8 +60,7 @@ def planned_moves(
     costs, microbatches = view.costs, view.plan.microbatches
 
     planned_s = rule.stop_s + _worst(needs_s)
-    loss_s = costs.detect_s + costs.recovery_s + costs.replay_share * interval_s / 2 + rule.fetch_s
-    more_s = max(0.0, loss_s - planned_s)
+    more_s = max(0.0, _loss_s(view, rule) + costs.replay_share * interval_s / 2 - planned_s)
 
     def best(allowed_s: np.ndarray) -> ChainChoice | None:
         while True:
@@ -133,9 +132,10 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
             if row == owners[index]:
                 continue
             part = view.costs.changed_share if name in old else 1.0
-            near = [_rate(view, s, name) for at, s in sources.items() if ahead.near[row, at]]
-            far = [_rate(view, s, name) for s in sources.values() or (stage.device,) if s != name]
-            rate = max(near, default=0.0) or rule.far_share * max(far, default=0.0)
+            known = sources or {owners[index]: stage.device}
+            rates = {at: link_bytes_per_s(view, s, name) for at, s in known.items() if at != row}
+            near = [rates[at] for at in rates if at in sources and ahead.near[row, at]]
+            rate = max(near, default=0.0) or rule.far_share * max(rates.values(), default=0.0)
             lacks = 0.0 if name in fresh else part * size
             needs_s[index, row] = lacks / rate if rate > 0 else (math.inf if lacks else 0.0)
     costs = view.costs
@@ -143,9 +143,27 @@ def successors(view: PolicyView, rule: ChainRule, lost: Sequence[int]) -> tuple[
         ahead, replace(rule, stage_s=rule.recovery_stage_s),
         microbatches=view.plan.microbatches, owners=owners, needs_s=needs_s,
         ahead_s=np.zeros_like(needs_s), slowdown=costs.slowdown,
-        loss_s=costs.detect_s + costs.recovery_s + rule.fetch_s,
+        loss_s=_loss_s(view, rule),
     )  # fmt: skip
     return None if choice is None else tuple(ahead.ids[row] for row in choice.chain)
+
+
+def whole_copy_s(view: PolicyView) -> float:
+    """Seconds that the largest stage takes to where its owner has the fastest link; 0: none has."""
+    slowest_s = 0.0
+    for stage in view.plan.stages:
+        others = (name for name in view.ids if name != stage.device)
+        rate = max((link_bytes_per_s(view, stage.device, name) for name in others), default=0.0)
+        if rate > 0:
+            size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
+            slowest_s = max(slowest_s, size / rate)
+    return slowest_s
+
+
+def _loss_s(view: PolicyView, rule: ChainRule) -> float:
+    """What a loss costs without steps that are done again."""
+    costs = view.costs
+    return costs.detect_s + costs.recovery_s + rule.fetch_share * whole_copy_s(view)
 
 
 def holds(holding: Holding, stage: Stage) -> bool:
@@ -157,7 +175,7 @@ def _worst(needs_s: np.ndarray) -> float:
     return float(needs_s[np.isfinite(needs_s)].max(initial=0.0))
 
 
-def _rate(view: PolicyView, source: str, target: str) -> float:
+def link_bytes_per_s(view: PolicyView, source: str, target: str) -> float:
     """Bytes per second; 0 where they cannot talk."""
     link = view.crowd.link(source, target)
     return 0.0 if link is None else link.bandwidth_bytes_per_s
@@ -167,7 +185,7 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
     """Seconds of transfer in the stop, and ahead of it; infinite for those that cannot."""
     stages, count = len(view.plan.stages), len(ahead.ids)
     needs_s, ahead_s = np.full((stages, count), np.inf), np.zeros((stages, count))
-    leaving = {d.device for d in view.departures}
+    leaving = {d.device for d in view.departures if d.leaves_s <= SOON_S}
     for index, stage in enumerate(view.plan.stages):
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
         has = {h.device for h in view.holdings if holds(h, stage)}
@@ -177,7 +195,7 @@ def _transfers(view: PolicyView, ahead: Ahead, owners: Rows) -> tuple[np.ndarray
                 continue
             if name in leaving or (owners[index] >= 0 and not ahead.near[owners[index], row]):
                 continue
-            rate = _rate(view, stage.device, name)
+            rate = link_bytes_per_s(view, stage.device, name)
             if not rate > 0:
                 continue
             needs_s[index, row] = view.costs.changed_share * size / rate

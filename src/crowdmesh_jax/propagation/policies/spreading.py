@@ -15,12 +15,12 @@ from ..budget import copy_bytes, rooms
 from ..foresight import Ahead, rows_of
 from ..policy import PolicyView
 from ..seats import Placement, Seat
-from .planning import holds
+from .planning import holds, link_bytes_per_s
 
-THERE_S = 15.0
-"""A whole copy is through by then."""
 LIKELY = 0.9
-"""Chance to be in range so long of whoever is asked."""
+"""Chance to be in range of whoever is asked until the copy is through."""
+MARGIN = 1.5
+"""Over the time that a copy takes alone: waves share the link."""
 
 
 def spread(view: PolicyView, ahead: Ahead, placement: Placement) -> Placement:
@@ -33,7 +33,6 @@ def spread(view: PolicyView, ahead: Ahead, placement: Placement) -> Placement:
         for device, keep in seats:
             if keep == "memory":
                 free[DeviceId(device)] -= size
-    stays = ahead.chance_at(THERE_S)
     rows = rows_of(ahead, view.plan.devices)
     made: list[tuple[Seat, ...]] = []
     for index, (stage, seats) in enumerate(zip(view.plan.stages, placement.seats, strict=True)):
@@ -43,13 +42,19 @@ def spread(view: PolicyView, ahead: Ahead, placement: Placement) -> Placement:
         has = {h.device for h in view.holdings if holds(h, stage)}
         apart = [stage.device, *(device for device, _ in seats[:-1])]
         slowest_s = float(np.median(ahead.stage_s[index]))
+
+        def stays(row: int, name: str, owner: str = stage.device, index: int = index) -> float:
+            rate = link_bytes_per_s(view, owner, name)
+            until_s = MARGIN * sizes[index] / rate if rate > 0 else 0.0
+            return float(ahead.chance_at(until_s)[rows[index], row]) if rate > 0 else 0.0
+
         found = [
             (float(ahead.stage_s[index, row]), name)
             for row, name in enumerate(ahead.ids)
             if ahead.stage_s[index, row] <= slowest_s
             and name not in has
             and name not in apart
-            and stays[rows[index], row] >= LIKELY
+            and stays(row, name) >= LIKELY
             and free[DeviceId(name)] >= held[index]
             and view.groups.apart([*apart, name])
         ]
