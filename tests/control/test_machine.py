@@ -204,6 +204,12 @@ def test_a_move_that_cannot_be_takes_those_that_need_it_with_it():
     (ask,) = policy.tell(chain)
     assert ask.reason.startswith("d0 hands stage 0 over to s1")
     assert "d2" not in ask.reason
+    row = Policy()
+    row.running()
+    ready(row, ("d1", "k0"), ("d2", "k1"))
+    assert row.tell(moves(("d0", "d1"), ("d1", "d2"), ("d2", "nobody"))) == [], (
+        "nor the next but one"
+    )
 
 
 def test_nobody_waits_for_a_compiler_longer_than_the_device_is_there():
@@ -242,6 +248,11 @@ def test_a_taker_that_announces_to_leave_takes_nothing():
     policy.tell(control.Departing(device="s0", leaves_in_s=1.0))
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "d1", "d2")
+    known = Policy()
+    known.running()
+    ready(known, ("s0", "k1"))
+    known.tell(control.Departing(device="s0", leaves_in_s=1.0))
+    assert known.tell(moves(("d1", "s0"))) == []
 
 
 @pytest.mark.parametrize(("leaves_in_s", "is_gone"), [(20.0, True), (900.0, False)])

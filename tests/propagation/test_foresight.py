@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replica_worlds import crowd, plan, profile, sightings, view
 
-from crowdmesh_jax.core import Link
+from crowdmesh_jax.core import DefaultLink, Link
 from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.propagation import (
     Ahead,
@@ -18,6 +18,7 @@ from crowdmesh_jax.propagation import (
     ChainRule,
     Costs,
     Departure,
+    HazardGroups,
     Holding,
     MobilityPolicy,
     best_chain,
@@ -52,6 +53,8 @@ def test_a_link_lasts_as_long_as_straight_motion_says():
     assert ahead.chance_at(32.0)[0, 1] > 0.99
     assert ahead.chance_at(64.0)[0, 1] < 0.01
     assert 32 <= 1 / ahead.rate_per_s[0, 1] <= 64
+    assert 32 < ahead.breaks_s((0, 1)) < 64
+    assert ahead.breaks_s((0,)) == 1024, "as far as is looked"
     assert np.array_equal(ahead.rate_per_s, ahead.rate_per_s.T)
     assert not ahead.near[0, 0]
 
@@ -241,6 +244,31 @@ def test_second_copies_go_to_those_that_never_had_the_stage_until_all_had_it():
             assert list(item.holders) == ["c", last]
 
 
+def test_no_newcomer_is_asked_who_goes_is_full_or_shares_a_hazard():
+    """e would be the one for both stages; else the last holders stay."""
+    places = {name: (3.0 * i, 2.0 * (i % 2)) for i, name in enumerate("abcde")}
+    speeds = {"a": 9e5, "b": 9e5, "c": 1e6, "d": 1e6, "e": 9e5}
+    held = [(device, stage, 1) for device in "abcd" for stage in (0, 1)]
+
+    def last(velocities=None, link=1e6, **fields):
+        seen = a_view(places, velocities, owners="a b", held=held, speeds=speeds)
+        slow = DefaultLink(bandwidth_bytes_per_s=link, latency_s=0.0)
+        fields = {"budget": Budget(copies=2), **fields}
+        made = MobilityPolicy().decide(
+            replace(seen, crowd=replace(seen.crowd, default_link=slow), **fields)
+        )
+        return [item.holders[-1] for item in made.replicas.ranges]
+
+    assert last() == ["e", "e"]
+    walks = {"e": (2.0, 0.0)}
+    assert last(walks) == ["e", "e"], "a copy is there at once"
+    assert last(walks, link=100.0) == ["d", "d"], "a copy takes 30 s"
+    assert last(budget=Budget(copies=2, memory_bytes={"e": 0})) == ["d", "d"]
+    one = Budget(copies=2, memory_bytes={"e": 3000 * 2})
+    assert last(budget=one) == ["e", "d"], "room for both versions of one stage"
+    assert last(groups=HazardGroups(members={"van": ("a", "e")})) == ["d", "e"]
+
+
 def test_stages_of_unequal_weight_are_measured_by_the_fastest_devices():
     """b is 10 % slower than c; a stage that weighs next to nothing does not hide that."""
     places = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)}
@@ -329,5 +357,7 @@ def test_how_long_a_copy_takes_follows_from_its_size_and_the_fastest_link():
     )
     slow = replace(seen, crowd=replace(seen.crowd, default_link=None, links=links))
     assert whole_copy_s(slow) == pytest.approx(3000 / 5e5)
+    turned = a_view(dict.fromkeys("abcd", (0.0, 0.0)), owners="b a")
+    assert whole_copy_s(replace(turned, crowd=slow.crowd)) == pytest.approx(3000 / 5e5)
     nobody = replace(seen, crowd=replace(seen.crowd, default_link=None))
     assert whole_copy_s(nobody) == 0.0
