@@ -17,7 +17,7 @@ from ..policy import PolicyDecision, PolicyView
 from ..prospects import TURNS, UNKNOWN, Outlook
 from ..seats import Placement, PlacementProblem, PlacementRange, Prospect
 from .common import tuned_interval
-from .planning import is_safe, planned_moves, successors
+from .planning import holds, is_safe, planned_moves, successors
 from .spreading import spread
 
 LEAST_HORIZON_S = 30.0
@@ -398,9 +398,7 @@ class MobilityPolicy:
         if need > view.crowd.device(device).memory_bytes:
             return None
         size = copy_bytes(view.profile, stage.first_layer, stage.last_layer)
-        has = any(
-            all(h.has(layer) for layer in stage.layers) for h in view.holdings if h.device == device
-        )
+        has = any(holds(h, stage) for h in view.holdings if h.device == device)
         peers = [
             view.plan.stages[near].device
             for near in (index - 1, index + 1)
