@@ -36,20 +36,31 @@ def replayed(run_dir: Path) -> list[tuple[str, list[str]]]:
     return [(type(event).__name__, [type(a).__name__ for a in then]) for event, then, _ in told]
 
 
+def prepared(run_dir: Path, device: str) -> int:
+    """Stages whose programs a device said it has."""
+    lines = (run_dir / "policy.jsonl").read_text().splitlines()
+    return sum("ProgramCompiled" in line and f'"{device}"' in line for line in lines)
+
+
 def test_a_stage_is_handed_over_before_its_device_leaves(tmp_path, cache_dir):
     job, data = small_job()
     plan = even_plan(job, 2)
     with cm.launch(cm.Crowd.local((1.0,) * 3), cache_dir=cache_dir) as crew:
+        told: list[int] = []
 
         def leave(event, control):
-            if isinstance(event, cm.StepEvent):
-                time.sleep(0.005)
-                if event.step == 20:
-                    control.depart("device-1", in_s=6.0)
+            if isinstance(event, cm.RecoveryEvent):
+                control.stop("it has moved")
+            if not isinstance(event, cm.StepEvent):
+                return
+            time.sleep(0.005)
+            if not told and event.step >= 20 and prepared(tmp_path / "x", "device-2") == 2:
+                told.append(event.step)
+                control.depart("device-1", in_s=3.0)
 
         result = cm.train(
-            job, crew, data, steps=400, plan=plan, runs_dir=tmp_path, callbacks=[leave],
-            recovery=SAME_CUTS, measure=False,
+            job, crew, data, steps=100_000, plan=plan, runs_dir=tmp_path, name="x",
+            callbacks=[leave], recovery=SAME_CUTS, measure=False,
         )  # fmt: skip
     (change,) = result.recoveries
     assert change.lost == ()
@@ -57,7 +68,9 @@ def test_a_stage_is_handed_over_before_its_device_leaves(tmp_path, cache_dir):
     (taken,) = change.take_overs
     assert (taken.before, taken.device, taken.source) == ("device-1", "device-2", "device-1")
     assert taken.compiled_s < 0.3, "its programs were ready"
-    assert_bit_equal(result, cm.reference(job, data, steps=400, plan=plan))
+    steps = len(result.losses)
+    assert change.base < steps <= change.base + 50, "training went on until it was stopped"
+    assert_bit_equal(result, cm.reference(job, data, steps=steps, plan=plan))
     assert "AskChange" in [action for _, actions in replayed(result.run_dir) for action in actions]
 
 

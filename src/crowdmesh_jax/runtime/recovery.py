@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..core import PipelinePlan
@@ -143,11 +143,16 @@ def logged_bytes(manifests: Sequence[StageManifest], microbatches: int) -> int:
 
 @dataclass(slots=True)
 class RecoveryClock:
-    """Times the parts of each recovery as the coordinator's machine goes through them."""
+    """Times the parts of each recovery as the coordinator's machine goes through them.
+
+    A recovery is over with the next step that is shown. One that is cut short before it, by the
+    next loss, is told as one with the recovery that follows.
+    """
 
     heard_s: dict[str, float] = field(default_factory=dict)
     """Last word of each device, monotonic."""
     _opened: list[ev.EpochOpened] = field(default_factory=list)
+    """Since the last recovery that came to its end."""
     _missed: list[str] = field(default_factory=list)
     """Lost while the others were being stopped: no epoch was opened for them."""
     _asked: set[str] = field(default_factory=set)
@@ -155,10 +160,11 @@ class RecoveryClock:
     _times: dict[str, float] = field(default_factory=dict)
     _silent_s: float = 0.0
     _loads: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    _recovered: ev.Recovered | None = None
-    _decided: Decision | None = None
     _before: PipelinePlan | None = None
-    _plan: PipelinePlan | None = None
+    _ready: RecoveryEvent | None = None
+    """Everyone was told to go on, and no step is shown yet."""
+    _cut_short_s: float = math.inf
+    """When an epoch was opened after that."""
 
     def heard(self, device: str) -> None:
         self.heard_s[device] = time.monotonic()
@@ -172,6 +178,8 @@ class RecoveryClock:
         now_s = time.monotonic()
         match action:
             case ev.Announce(news=ev.EpochOpened() as news):
+                if self._ready is not None:
+                    self._cut_short_s = min(self._cut_short_s, now_s)
                 if not self._opened:
                     self._times = {"opened": now_s, "opened_at": time.time()}
                     self._before = state.plan
@@ -184,49 +192,58 @@ class RecoveryClock:
                 self._times["fenced"] = now_s
             case ev.SendMessage(message=msg.Install()) if self._opened:
                 self._times["planned"] = now_s
-            case ev.Announce(news=ev.Recovered() as news):
-                self._times["installed"] = now_s
-                self._recovered, self._decided = news, state.decided
-                self._plan = state.plan
+            case ev.Announce(news=ev.Recovered() as news) if state.decided is not None:
                 self._missed = sorted(self._asked - set(state.crew))
+                self._times["installed"] = now_s
+                event = self._event(news, state.decided, state.plan)
+                self._ready = event if self._ready is None else _as_one(self._ready, event)
+                self._cut_short_s = math.inf
+                self._opened.clear()
+                self._asked.clear()
 
     def stepped(self) -> RecoveryEvent | None:
-        """A step is committed: the recovery that it ends, if there is one."""
-        recovered, decided = self._recovered, self._decided
-        if recovered is None or decided is None:
+        """A step is shown: the recovery that it ends, if there is one."""
+        event, self._ready = self._ready, None
+        if event is None:
             return None
-        times, now_s = self._times, time.monotonic()
+        # Steps that were committed before the next loss may be shown after it.
+        until_s = min(time.monotonic(), self._cut_short_s)
+        self._cut_short_s = math.inf
+        *_, (_, installed_s, _) = event.spans
+        return replace(event, first_step_s=max(0.0, until_s - installed_s))
+
+    def _event(
+        self, recovered: ev.Recovered, decided: Decision, plan: PipelinePlan
+    ) -> RecoveryEvent:
+        """All but its last part."""
+        times = self._times
         # Where nobody had to be chosen, or nothing installed, that part took no time.
-        at, until_s = [0.0] * 4, now_s
+        at = [0.0] * 4
+        until_s = times["installed"]
         for index, name in reversed(tuple(enumerate(("opened", "fenced", "planned", "installed")))):
             at[index] = until_s = min(times.get(name, until_s), until_s)
         named = [str(device) for news in self._opened for device in news.lost]
         lost = tuple(dict.fromkeys([*named, *self._missed]))
         overs = tuple(self._take_overs(decided))
-        event = RecoveryEvent(
+        return RecoveryEvent(
             epoch=recovered.epoch,
             at_s=times.get("opened_at", time.time()),
             opened_s=at[0],
             lost=lost,
             reason=self._opened[0].reason if self._opened else "",
             choice=recovered.reason,
-            how=_how(decided, lost, overs),
+            how=_how(decided.is_rollback, lost, overs),
             base=recovered.base,
             silent_s=self._silent_s,
             fenced_s=at[1] - at[0],
             planned_s=at[2] - at[1],
             installed_s=at[3] - at[2],
-            first_step_s=now_s - at[3],
+            first_step_s=0.0,
             replayed_steps=max((recovered.base - o.from_version for o in overs), default=0),
             redone_steps=recovered.redone,
             take_overs=overs,
-            plan=self._plan,
+            plan=plan,
         )
-        self._opened.clear()
-        self._asked.clear()
-        self._missed.clear()
-        self._recovered = self._decided = None
-        return event
 
     def _take_overs(self, decided: Decision) -> Any:
         for index, (action, stage) in enumerate(
@@ -257,9 +274,37 @@ class RecoveryClock:
         return str(next(mine, ""))
 
 
-def _how(decided: Decision, lost: tuple[str, ...], overs: tuple[TakeOver, ...]) -> str:
-    if decided.is_rollback:
+def _how(is_rollback: bool, lost: tuple[str, ...], overs: tuple[TakeOver, ...]) -> str:
+    if is_rollback:
         return "rollback"
     if not overs:
         return "keep"
     return "replay" if lost else "hand-over"
+
+
+def _as_one(first: RecoveryEvent, then: RecoveryEvent) -> RecoveryEvent:
+    """A recovery without a step, and the one that followed: one, as long as both."""
+    anew = {over.layers for over in then.take_overs}
+    owners = {} if then.plan is None else {
+        (stage.first_layer, stage.last_layer): str(stage.device) for stage in then.plan.stages
+    }  # fmt: skip
+    kept = [
+        over
+        for over in first.take_overs
+        if over.layers not in anew and owners.get(over.layers) == over.device
+    ]
+    lost = tuple(dict.fromkeys((*first.lost, *then.lost)))
+    overs = (*kept, *then.take_overs)
+    return replace(
+        then,
+        at_s=first.at_s,
+        opened_s=first.opened_s,
+        lost=lost,
+        reason=first.reason,
+        how=_how("rollback" in (first.how, then.how), lost, overs),
+        silent_s=first.silent_s,
+        fenced_s=then.opened_s + then.fenced_s - first.opened_s,
+        replayed_steps=max(first.replayed_steps, then.replayed_steps),
+        redone_steps=first.redone_steps + then.redone_steps,
+        take_overs=overs,
+    )
