@@ -84,6 +84,15 @@ def test_measured_memory_stands_beside_predicted(tmp_path):
     assert ">peak above idle<" in (made.html.parent / "plots" / "memory.svg").read_text()
 
 
+def test_memory_of_who_took_a_stage_over_is_shown_too(tmp_path):
+    folder = make_run(tmp_path, has_memory=True)
+    found = {**folder.read_memory(), "spare": {"idle_bytes": 70_000_000, "peak_bytes": 83_000_000}}
+    folder.write_memory(found)
+    made = cm.report(folder.path)
+    assert "spare 13.0 MB" in _plain(made.html)
+    assert "spare" in (made.html.parent / "plots" / "memory.svg").read_text()
+
+
 def test_the_page_loads_nothing_from_anywhere(tmp_path):
     folder = make_run(tmp_path)
     page = _Page(_text(cm.report(folder.path).html))

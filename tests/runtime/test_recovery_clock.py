@@ -14,7 +14,7 @@ import crowdmesh_jax as cm
 from crowdmesh_jax.core.crowd import DeviceId
 from crowdmesh_jax.protocol import coordinator_events as ev
 from crowdmesh_jax.protocol.decision import Decision, StageAction
-from crowdmesh_jax.record import read_journal
+from crowdmesh_jax.record import RunFolder, read_journal
 from crowdmesh_jax.runtime.recovery import RecoveryClock
 
 
@@ -52,6 +52,8 @@ def test_losing_a_spare_and_then_a_stage_gives_two_events_whose_parts_add_up(tmp
     assert [line["lost"] for line in lines] == [["device-3"], ["device-1"]]
     assert run.plan == plan, "the plan that it began with"
     assert stage.devices == ("device-0", "device-2")
+    held = RunFolder.open(run.run_dir).read_memory()
+    assert list(held) == ["device-0", "device-1", "device-2"], "who lost a stage, and who took it"
 
 
 PLAN = cm.PipelinePlan.even(2, ["device-0", "device-1"], microbatches=2)

@@ -388,7 +388,7 @@ def _measured_memory(plan: PipelinePlan, found: Mapping[str, DeviceMemory]) -> B
     rows, bars = [], []
     top = max(max(m.measured_bytes, m.predicted_bytes or 0.0) for m in found.values())
     scale, unit = _unit(top)
-    for device in plan.devices:
+    for device in dict.fromkeys((*plan.devices, *found)):
         memory = found.get(device)
         if memory is None:
             continue

@@ -296,12 +296,13 @@ def _memory(view: RunView) -> str:
         lead = (
             "Peak of each agent's process above what it held idle, beside a prediction from its"
             " programs' own arrays and the compiler's figures. Both count what an agent holds as"
-            " soon as it runs anything; the planned figure does not."
+            " soon as it runs anything; the planned figure does not. Copies of other stages, and"
+            " programs that were compiled ahead, are in the measured figure alone."
         )
     else:
         lead = "Predicted by the planner, term by term. Memory was not measured in this run."
     rows = []
-    for device in view.plan.devices:
+    for device in dict.fromkeys((*view.plan.devices, *view.memory)):
         known, measured = _device(view.crowd, device), view.memory.get(device)
         plan = planned.get(device)
         terms = memory_terms(plan) if plan else ()

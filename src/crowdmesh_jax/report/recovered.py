@@ -12,7 +12,7 @@ from .steps import TRANSFERS, recovery_places
 
 PARTS = (
     ("noticed", "noticed", "bubble"),
-    ("fenced", "all stopped", "fourth"),
+    ("fenced", "all stopped", "ready"),
     ("planned", "decided", "second"),
     ("installed", "moved, loaded, replayed", "first"),
     ("first_step", "first step", "third"),

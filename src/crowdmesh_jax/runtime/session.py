@@ -125,6 +125,7 @@ class Session:
         """How many of them are of the plan that the run began with; None: all."""
         self.timeline: Timeline | None = None
         self.memory: dict[str, MemoryReport] = {}
+        self.memory_rows: dict[str, dict[str, int]] = {}
         self.trace = TraceWriter(self.plan)
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -211,8 +212,8 @@ class Session:
             finally:
                 folder.write_trace(self.trace.finish())
                 if self.crew.transport_name != "memory":  # there all devices are one process
-                    manifests = [bundle.manifest for bundle in self.bundles]
-                    folder.write_memory(memory_table(self.plan, manifests, self.memory))
+                    self._note_memory()
+                    folder.write_memory(self.memory_rows)
         trained = assemble(job, inputs_spec, final.arrays)
         planned = self.step_times[: self.planned_times] or self.step_times
         measured = planned[WARMUP_STEPS:] or planned
@@ -454,10 +455,16 @@ class Session:
         if event.plan is not None and event.plan != self.plan:
             if self.planned_times is None:
                 self.planned_times = max(0, len(self.step_times) - 1)  # the last holds the loss
+            self._note_memory()
             self.plan = event.plan
             self.bundles = self.outfitter.bundles(event.plan)
             self.trace.replan(event.plan, event.opened_s)
         self.tell(event)
+
+    def _note_memory(self) -> None:
+        """Of a device that has lost its stage its last stage's figures stay."""
+        manifests = [bundle.manifest for bundle in self.bundles]
+        self.memory_rows |= memory_table(self.plan, manifests, self.memory)
 
     def _warn_if_planned_short(self, timed_s: float) -> None:
         planned_s = self.prediction.step_s if self.prediction is not None else math.inf
