@@ -26,6 +26,29 @@ def test_idle_devices_compile_what_they_hold_first_and_nothing_twice():
     assert {a.device for a in policy.running(epoch=3)} == {"s0"}, "a new process has nothing"
 
 
+def test_who_could_not_compile_is_asked_again_in_the_next_epoch():
+    policy = Policy()
+    asked = policy.running()
+    failed = control.CompileFailed(device="s1", key="k1", reason="disk full")
+    assert policy.tell(failed) == [], "not at once"
+    again = policy.running(epoch=2)
+    assert again == [a for a in asked if (a.device, a.stage) == ("s1", 1)]
+    policy.tell(control.CompileFailed(device="s1", key="of no plan"))
+    assert policy.running(epoch=3) == []
+
+
+def test_of_a_plan_made_ahead_too():
+    policy = Policy(party=("d0", "d1", "d2"))
+    policy.running()
+    policy.tell(control.Tick(), 0.5)
+    policy.tell(control.Tick(), 1.5)
+    made = solved(("d1", "d2"), PipelinePlan.even(6, ["d1", "d2"], microbatches=4))
+    wanted = policy.tell(made)
+    assert len(wanted) == 2
+    policy.tell(control.CompileFailed(device="d1", key=made.keys[0]))
+    assert policy.tell(made) == wanted[:1]
+
+
 def test_a_lost_stage_goes_to_the_spare_that_has_copy_and_programs():
     policy = Policy()
     policy.running()

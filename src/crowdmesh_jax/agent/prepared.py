@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..errors import CrowdMeshError
 from ..execution import warm_up
 from ..programs import ProgramCache, bundle_from_arrays, load_stage
 from .envelope import Envelope, Key
+
+logger = logging.getLogger(__name__)
 
 LOW_PRIORITY = 10
 """Of the thread that compiles ahead: training goes on meanwhile."""
@@ -42,14 +44,16 @@ class PreparedStages:
 
     async def prepare(self, envelope: Envelope) -> dict[str, Any]:
         """Takes a stage ahead and compiles it. What there is to tell: `prepared` (its name) or
-        `unprepared` with an error; a run does not end for it."""
+        `unprepared` with an error; no run ends for it, not even where the compiler has no memory.
+        """
         name = envelope.extra["prepare"]
         arrays = dict(envelope.groups[0]) if envelope.groups else {}
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._thread, self._compile, arrays, envelope.extra)
-        except CrowdMeshError as exc:
-            return {"unprepared": name, "error": exc.message}
+        except Exception as exc:
+            logger.warning("a stage was not made ready ahead", exc_info=exc)
+            return {"unprepared": name, "error": f"{type(exc).__name__}: {exc}"}
         self._stages[name] = arrays, dict(envelope.extra)
         return {"prepared": name}
 

@@ -2,7 +2,8 @@
 
     action       the body must                                               answered by
     Solve        plan for these devices, predict both plans, export programs  PlanSolved
-    Compile      send a stage's programs and rows to a device, ahead          ProgramCompiled
+    Compile      send a stage's programs and rows to a device, ahead          ProgramCompiled,
+                                                                              CompileFailed
     AskChange    ask the coordinator for an epoch without a loss              OwnersNeeded, Running
     AskHolders   ask it for other holders                                     -
     AskInterval  ask it for another number of steps between waves             -
@@ -142,6 +143,15 @@ class ProgramCompiled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompileFailed:
+    """A device could not make ready what `key` names. It is asked again in the next epoch."""
+
+    device: str
+    key: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSolved:
     """The answer to Solve."""
 
@@ -176,6 +186,7 @@ class Tick:
 ControlEvent = (
     Joined | Lost | Departing | MovesWanted | Running | StepCommitted | ProgramCompiled | PlanSolved
     | OwnersNeeded | WaveKept | HoldersWanted | Tick | CopyStored | CopyGone | TransferFailed
+    | CompileFailed
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -235,8 +246,8 @@ _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         Joined, Lost, Departing, MovesWanted, Running, StepCommitted, ProgramCompiled, PlanSolved,
-        OwnersNeeded, WaveKept, HoldersWanted, Tick, CopyStored, CopyGone, TransferFailed, Solve,
-        Compile, AskChange, AskHolders, AskInterval, Answer,
+        OwnersNeeded, WaveKept, HoldersWanted, Tick, CopyStored, CopyGone, TransferFailed,
+        CompileFailed, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
     )
 }  # fmt: skip
 

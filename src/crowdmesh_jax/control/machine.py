@@ -8,6 +8,7 @@ Joined         after a while: members by an epoch without a loss, if there is so
 Departing      its stage goes to an idle device before it leaves, rather one that has a copy
 MovesWanted    stages go where the replication policy says, at one stop, once all have the programs
 TransferFailed copies go to another holder
+CompileFailed  the device may be asked again
 PlanSolved     taken at the next standstill if it saves more than the change costs
 """
 
@@ -44,7 +45,7 @@ from .leaving import (
     settled,
 )
 from .state import KEPT_PLANS, ControlState
-from .turn import Turn
+from .turn import Turn, stage_name
 
 KEPT_COSTS = 5
 WINDOW = 64
@@ -188,6 +189,22 @@ def _on_compiled(turn: Turn, event: ev.ProgramCompiled) -> None:
     _change_when_it_pays(turn)
 
 
+def _on_compile_failed(turn: Turn, event: ev.CompileFailed) -> None:
+    """Forgets that it was asked: the next epoch, or other holders, ask it again. Not at once: what
+    failed now (no room on its disk, say) would fail again."""
+    state = turn.state
+    known = [(state.plan, state.keys), *((made.plan, made.keys) for made in state.solved)]
+    names = {
+        stage_name(plan, index)
+        for plan, keys in known
+        if plan is not None
+        for index, key in enumerate(keys)
+        if key == event.key
+    }
+    asked = tuple(name for name in state.asked.get(event.device, ()) if name not in names)
+    turn.set(asked={**state.asked, event.device: asked})
+
+
 # Plans that were made ---------------------------------------------------------------------------
 
 
@@ -304,6 +321,7 @@ _HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Running: _on_running,
     ev.StepCommitted: _on_step,
     ev.ProgramCompiled: _on_compiled,
+    ev.CompileFailed: _on_compile_failed,
     ev.PlanSolved: _on_solved,
     ev.OwnersNeeded: _on_need,
     ev.WaveKept: _on_wave_kept,

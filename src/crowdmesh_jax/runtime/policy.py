@@ -190,6 +190,11 @@ class PolicyBody:
         self._ready.setdefault(device, set()).add(key)
         self.tell(control.ProgramCompiled(device=device, key=key))
 
+    def unready(self, device: str, key: str, reason: str) -> None:
+        """A device could not make ready what the key names."""
+        logger.warning("%s cannot make a stage ready ahead: %s", device, reason)
+        self.tell(control.CompileFailed(device=device, key=key, reason=reason))
+
     def stored(self, device: str, copy: Copy) -> None:
         """A device holds a copy, whole."""
         self.tell(
@@ -254,8 +259,11 @@ class PolicyBody:
         try:
             made = await loop.run_in_executor(thread, self._planner, action.devices, standing)
         except CrowdMeshError as exc:
-            failed = control.PlanSolved(devices=action.devices, plan=None, reason=exc.message)
-            self.tell(failed)
+            self._no_plan(action, exc.message)
+            return
+        except Exception as exc:  # a solver of the user's own: the run can do without this plan
+            logger.exception("planning for %s failed", ", ".join(action.devices))
+            self._no_plan(action, f"{type(exc).__name__}: {exc}")
             return
         self._outfitter.learn(made.plan, made.bundles)
         stages = range(len(made.plan.stages))
@@ -269,6 +277,9 @@ class PolicyBody:
                 move_s=made.move_s,
             )
         )
+
+    def _no_plan(self, action: control.Solve, reason: str) -> None:
+        self.tell(control.PlanSolved(devices=action.devices, plan=None, reason=reason))
 
 
 def _lower_priority() -> None:

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.2
 DISK_S, DISK_RETRY_S = 600.0, 1.0
 """A journal that cannot be written is tried again for so long, so often."""
+MOST_REASON = 300
+"""Characters that are kept of what a device says went wrong."""
 CLOSE_S = 3.0
 """For the last messages to members; who does not take them meets the next run's Install."""
 
@@ -238,8 +240,8 @@ class Run:
 
     def _take_prepared(self, device: str, extra: Mapping[str, Any]) -> None:
         if "unprepared" in extra:
-            logger.warning("%s cannot make %s ready: %s", device, extra["unprepared"],
-                           extra.get("error"))  # fmt: skip
+            reason = str(extra.get("error", ""))[:MOST_REASON]
+            self._policy.unready(device, str(extra["unprepared"]), reason)
             return
         self._policy.ready(device, str(extra["prepared"]))
 
