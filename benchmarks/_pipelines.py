@@ -17,7 +17,7 @@ from crowdmesh_jax.core import evaluate, schedule_for
 from crowdmesh_jax.record import RunFolder
 from crowdmesh_jax.runtime.crew import Crew
 from crowdmesh_jax.runtime.result import DeviceEvent, StepEvent
-from crowdmesh_jax.runtime.session import WARMUP_STEPS
+from crowdmesh_jax.runtime.showing import WARMUP_STEPS
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 

@@ -1,15 +1,13 @@
-"""One call of `train` once everything fits: what the agents get, what the news say, the result.
+"""One call of `train` once everything fits: what the run is started with, and its result.
 
-Keeps the run's folder and tells the caller. Knows nothing of plans being made or agents launched.
+Knows nothing of plans being made or agents launched.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import secrets
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -19,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..control import ControlTerms
-from ..core import PipelinePlan, Prediction, Timeline, schedule_for
-from ..core.crowd import DeviceId
+from ..core import PipelinePlan, Prediction, schedule_for
 from ..data import DataSource
 from ..errors import RecordError
 from ..export import assemble
@@ -29,50 +26,32 @@ from ..programs import StageBundle
 from ..protocol import coordinator_events as ev
 from ..protocol import record_to_plain, records
 from ..protocol.common import BestRule, NonFinitePolicy, Tie
-from ..protocol.coordinator_events import Deadlines, RecoveryTerms
-from ..protocol.evidence import LayerHolders
-from ..protocol.owners import CopyRoom, ring_holders
+from ..protocol.coordinator_events import Deadlines
 from ..record import Journal, RunFolder, read_manifest
 from .callbacks import Control
 from .crew import Crew
 from .evaluation import EvaluationSet
-from .memory import MemoryReport, memory_table
 from .outfit import Outfitter
-from .placing import Placer, copy_room, unprotected
+from .placing import Placer
 from .policy import Planner
-from .predict import predict_run
-from .recovery import Recovery, RecoveryEvent, logged_bytes
-from .result import (
-    BestEvent,
-    CheckpointEvent,
-    EvaluationEvent,
-    MeasuredEvent,
-    PhaseEvent,
-    RunEvent,
-    StepEvent,
-    TrainResult,
-)
+from .protection import Protection
+from .recovery import Recovery
+from .result import PhaseEvent, RunEvent, TrainResult
 from .resume import Resumed, Unfinished, job_meta, rewind_metrics
 from .run import Outcome, Run
-from .tracing import TraceWriter
+from .showing import Showing
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, str, str]
 MEASURE_REPEATS = 5
-WARMUP_STEPS = 2
-"""Left out of the measured step time: caches and queues fill."""
-FAR_FROM_PLAN = 1.5
-"""Timed stages that are so much slower than planned are worth a warning."""
-ATTACH_S = 10.0
-"""A coordinator that started again waits so long for its members, who dial it all the time."""
 ABORT_S = 10.0
 """For a run that is told to stop at once, since the caller's own code raised: it waits for no step,
 only for its own tasks and files."""
 
 
 class Session:
-    """One call of `train` once everything fits: what the news say, until the result."""
+    """Of one call."""
 
     def __init__(
         self,
@@ -98,7 +77,7 @@ class Session:
     ) -> None:
         self.job, self.crew, self.data, self.first_plan = job, crew, data, plan
         self.plan, self.bundles = known[-1]
-        """In force; a recovery may bring others."""
+        """In force as this call begins."""
         self.folder, self.steps, self.tell = folder, steps, tell
         self.evaluation, self.rule, self.resumed = evaluation, rule, resumed
         self.control, self.prediction, self.notes = control, prediction, notes
@@ -110,23 +89,10 @@ class Session:
         self.planner, self.placer = planner, placer
         self._records: tuple[records.Record, ...] = ()
         """Of a run that is taken up."""
-        self._lost_rows = 0
-        self.recoveries: list[RecoveryEvent] = []
         self.base = resumed.version if resumed is not None else 0
         self.taken_up = resumed.unfinished if resumed is not None else None
         """A run that goes on where it is."""
         self.first_step = self.base
-        self.evaluations: dict[int, Mapping[str, float]] = {}
-        self.best_version = resumed.best_version if resumed is not None else None
-        self.losses: list[float] = []
-        self.metrics: dict[str, list[float]] = {}
-        self.step_times: list[float] = []
-        self.planned_times: int | None = None
-        """How many of them are of the plan that the run began with; None: all."""
-        self.timeline: Timeline | None = None
-        self.memory: dict[str, MemoryReport] = {}
-        self.memory_rows: dict[str, dict[str, int]] = {}
-        self.trace = TraceWriter(self.plan)
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(
@@ -149,6 +115,7 @@ class Session:
         if resumed is None:
             # Version 0 must be safe before step 0: it is what every rollback can fall back on.
             folder.save_checkpoint(0, arrays, meta)
+        protection = self._protection()
         keeps_state = self.rule is not None
         start = ev.Start(
             plan=plan,
@@ -166,7 +133,7 @@ class Session:
             config_sha256=digest,
             heartbeat_s=self.recovery.heartbeat_s if self.recovery is not None else 0.5,
             deadlines=self._deadlines(),
-            recovery=self._terms(),
+            recovery=protection and protection.recovery_terms(self._warn_of_protection),
         )
 
         def load_state(version: int) -> Mapping[Key, np.ndarray]:
@@ -180,11 +147,12 @@ class Session:
             return kept.arrays
 
         with ExitStack() as stack:
-            self.metric_lines = stack.enter_context(folder.metrics())
+            lines = stack.enter_context(folder.metrics())
+            showing = self._showing(lines)
             if self.taken_up is not None:
-                self._show_what_was_not_shown(self.taken_up)
+                self._show_what_was_not_shown(self.taken_up, lines, showing)
             else:
-                rewind_metrics(self.metric_lines, self.base)
+                rewind_metrics(lines, self.base)
             run = Run(
                 self.crew,
                 folder,
@@ -196,7 +164,7 @@ class Session:
                 epoch=resumed.epoch if resumed is not None else 0,
                 outfitter=self.outfitter,
                 load_state=load_state,
-                terms=self._control_terms(),
+                terms=protection.control_terms() if protection is not None else ControlTerms(),
                 planner=self.planner,
                 placer=self.placer,
                 policy_log=stack.enter_context(folder.policy()) if self.recovery else None,
@@ -208,32 +176,27 @@ class Session:
                 meta=meta,
             )
             try:
-                final = self._await(run)
+                final = self._await(run, showing)
             finally:
-                folder.write_trace(self.trace.finish())
-                if self.crew.transport_name != "memory":  # there all devices are one process
-                    self._note_memory()
-                    folder.write_memory(self.memory_rows)
+                showing.finish()
         trained = assemble(job, inputs_spec, final.arrays)
-        planned = self.step_times[: self.planned_times] or self.step_times
-        measured = planned[WARMUP_STEPS:] or planned
         return TrainResult(
-            losses=np.asarray(self.losses, np.float32),
+            losses=np.asarray(showing.losses, np.float32),
             params=trained.params,
             state=trained.state,
             opt_state=trained.opt_state,
-            metrics={name: np.asarray(row) for name, row in self.metrics.items()},
+            metrics={name: np.asarray(row) for name, row in showing.metrics.items()},
             plan=plan,
             prediction=self.prediction,
-            predicted_step_s=self.timeline.step_s if self.timeline else float("nan"),
-            measured_step_s=statistics.median(measured) if measured else float("nan"),
+            predicted_step_s=showing.predicted_step_s,
+            measured_step_s=showing.measured_step_s,
             first_step=self.first_step,
-            evaluations=self.evaluations,
+            evaluations=showing.evaluations,
             evaluated_rows=self.evaluation.rows if self.evaluation is not None else 0,
             left_out_rows=self.evaluation.left_out_rows if self.evaluation is not None else 0,
-            best_version=self.best_version,
+            best_version=showing.best_version,
             stopped=final.reason or None,
-            recoveries=tuple(self.recoveries),
+            recoveries=tuple(showing.recoveries),
             run_dir=folder.path,
         )
 
@@ -278,9 +241,49 @@ class Session:
             return self.taken_up.run
         return f"{self.folder.name}-{secrets.token_hex(4)}"
 
-    def _show_what_was_not_shown(self, taken_up: Unfinished) -> None:
+    def _protection(self) -> Protection | None:
+        if self.recovery is None:
+            return None
+        return Protection(
+            recovery=self.recovery,
+            crew=self.crew,
+            job=self.job,
+            plan=self.plan,
+            bundles=self.bundles,
+            hazards=self.hazards,
+            placer=self.placer,
+            planned_step_s=self.prediction.step_s if self.prediction is not None else 1.0,
+        )
+
+    def _warn_of_protection(self, detail: str) -> None:
+        self.tell(PhaseEvent(phase="protection", detail=detail))
+
+    def _deadlines(self) -> Deadlines:
+        if self.recovery is None:
+            return Deadlines()
+        return Deadlines(heartbeat_floor_s=self.recovery.silence_s)
+
+    def _showing(self, lines: Journal) -> Showing:
+        return Showing(
+            folder=self.folder,
+            lines=lines,
+            tell=self.tell,
+            crew=self.crew,
+            outfitter=self.outfitter,
+            plan=self.plan,
+            bundles=self.bundles,
+            steps=self.steps,
+            rows=self.evaluation.rows if self.evaluation is not None else 0,
+            prediction=self.prediction,
+            recovers=self.recovery is not None,
+            best_version=self.resumed.best_version if self.resumed is not None else None,
+        )
+
+    def _show_what_was_not_shown(
+        self, taken_up: Unfinished, lines: Journal, showing: Showing
+    ) -> None:
         """The journal is ahead of what the process before could show."""
-        rows = self.metric_lines.records
+        rows = lines.records
         steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
         self.first_step = max(steps, default=taken_up.base - 1) + 1
         for record in taken_up.records:
@@ -288,7 +291,7 @@ class Session:
                 news = ev.StepShown(
                     step=record.step, verdict=record.verdict, values=record.values, step_s=None
                 )
-                self._show_step(news)
+                showing.show_step(news)
 
     def _note_unrecorded_checkpoint(self, events: Journal) -> None:
         """The coordinator before may have ended between a checkpoint and its record. Nothing was
@@ -304,85 +307,9 @@ class Session:
             events.append({"at_s": round(time.time(), 3), **record_to_plain(wave)}, durable=True)
             self._records = (*self._records, wave)
 
-    def _terms(self) -> RecoveryTerms | None:
-        if self.recovery is None:
-            return None
-        planned = [str(device) for device in self.plan.devices]
-        spares = [device for device in self.crew.hellos if device not in planned]
-        return RecoveryTerms(
-            holders=self._first_holders(sorted([*planned, *spares])),
-            wave_every=self.recovery.first_wave_every,
-            log_steps=self._log_steps(self.recovery),
-            return_s=self.recovery.return_s,
-            attach_s=ATTACH_S,
-        )
-
-    def _first_holders(self, party: list[str]) -> tuple[LayerHolders, ...]:
-        """Who keeps which copies at first; what stays without one is said before training."""
-        assert self.recovery is not None
-        if self.placer is None:
-            devices, room = [DeviceId(device) for device in party], self._room()
-            holders = ring_holders(
-                self.plan, devices, copies=self.recovery.copies, room=room, hazards=self.hazards
-            )
-            notes = unprotected(self.plan, holders, room, self.hazards)
-        else:
-            for device in party:
-                self.placer.presence.joined(device)
-            planned_s = self.prediction.step_s if self.prediction is not None else 1.0
-            decision = self.placer.decide(self.plan, planned_s)
-            holders = self.placer.holders(decision, self.plan, party, room=self._room())
-            bare = {entry.first_layer for entry in holders if not entry.devices}
-            notes = [
-                f"layers {item.first_layer}-{item.last_layer} of {item.owner} have no copy:"
-                f" {item.detail}"
-                for item in decision.unprotected
-                if item.first_layer in bare
-            ]
-        if notes:
-            rest = "a loss there takes everyone back to the newest checkpoint"
-            detail = "; ".join([*notes, rest])
-            logger.warning("%s", detail)
-            self.tell(PhaseEvent(phase="protection", detail=detail))
-        return holders
-
-    def _room(self) -> CopyRoom:
-        leaves = [bundle.manifest.resident for bundle in self.bundles]
-        names = [layer.name for layer in self.job.model.layers]
-        return copy_room(leaves, self.crew.hellos, names)
-
-    def _log_steps(self, recovery: Recovery) -> int:
-        manifests = [bundle.manifest for bundle in self.bundles]
-        return recovery.logged_steps(logged_bytes(manifests, self.plan.microbatches))
-
-    def _control_terms(self) -> ControlTerms:
-        if self.recovery is None:
-            return ControlTerms()
-        crowd = self.crew.crowd
-        crash_per_s = self.recovery.crash_per_s
-        rates = {str(d.id): d.leave_hazard_per_s + crash_per_s for d in crowd.devices}
-        return ControlTerms(
-            copies=self.recovery.copies,
-            room=self._room(),
-            is_ring=self.placer is None,
-            learn_interval=self.recovery.wave_every is None,
-            loss_per_s=math.fsum(rates[device] for device in self.plan.devices),
-            losses_per_s=rates,
-            hazards=self.hazards,
-            most_steps=max(1, self._log_steps(self.recovery) // 2),
-            standby=self.recovery.standby,
-            replan=self.recovery.replan,
-            speeds={str(device.id): device.speed for device in crowd.devices},
-        )
-
-    def _deadlines(self) -> Deadlines:
-        if self.recovery is None:
-            return Deadlines()
-        return Deadlines(heartbeat_floor_s=self.recovery.silence_s)
-
     # News ----------------------------------------------------------------------------------------
 
-    def _await(self, run: Run) -> Outcome:
+    def _await(self, run: Run, showing: Showing) -> Outcome:
         """Shows news in the caller's thread until the run ends; Ctrl-C asks it to stop."""
         ended = object()
         future: Future[Outcome] = self.crew.begin(run.run())
@@ -396,7 +323,7 @@ class Session:
                 news = self._news.get()
                 if news is ended:
                     return future.result()
-                self._show(news)
+                showing.show(news)
             except KeyboardInterrupt:
                 logger.warning("stopping after this step; Ctrl-C again stops now")
                 self.crew.soon(run.interrupt)
@@ -409,117 +336,6 @@ class Session:
                     logger.warning("the run did not end within %g s of an error here", ABORT_S)
                     future.cancel()
                 raise
-
-    def _show(self, news: Any) -> None:
-        match news:
-            case list():
-                self.trace.add(news)
-            case MemoryReport():
-                self.memory[news.device] = news
-            case ev.PhaseChanged(phase=phase, devices=devices):
-                self.tell(PhaseEvent(phase=phase, detail=", ".join(devices)))
-            case ev.StageTimes(seconds=seconds):
-                manifests = [bundle.manifest for bundle in self.bundles]
-                prediction, self.timeline = predict_run(
-                    self.plan, manifests, self.crew.crowd, seconds, self.prediction
-                )
-                self.folder.write_prediction(prediction)
-                self.trace.predict(self.timeline)
-                self._warn_if_planned_short(self.timeline.step_s)
-                self.tell(MeasuredEvent(prediction_s=self.timeline.step_s, programs_s=seconds))
-            case ev.StepShown():
-                self._show_step(news)
-            case ev.CheckpointMissed(version=version, fault=fault):
-                logger.error("no checkpoint of version %d: %s; the older one stands", version,
-                             fault.text)  # fmt: skip
-            case ev.EvaluationShown(version=version, values=values):
-                self._show_evaluation(version, values)
-            case RecoveryEvent():
-                self._show_recovery(news)
-            case ev.CheckpointKept(version=version):
-                path = self.folder.checkpoint_path
-                self.tell(CheckpointEvent(version=version, path=path))
-            case ev.BestKept(version=version, metric=metric, value=value):
-                self.best_version = version
-                path = self.folder.best_path
-                self.tell(BestEvent(version=version, metric=metric, value=value, path=path))
-
-    def _show_recovery(self, event: RecoveryEvent) -> None:
-        self.recoveries.append(event)
-        try:
-            self.folder.add_recovery(event)
-        except RecordError as exc:
-            logger.error("%s; this recovery is in no file", exc.message)
-        self.trace.recovered(event)
-        logger.info("%s", event.line())
-        if event.plan is not None and event.plan != self.plan:
-            if self.planned_times is None:
-                self.planned_times = max(0, len(self.step_times) - 1)  # the last holds the loss
-            self._note_memory()
-            self.plan = event.plan
-            self.bundles = self.outfitter.bundles(event.plan)
-            self.trace.replan(event.plan, event.opened_s)
-        self.tell(event)
-
-    def _note_memory(self) -> None:
-        """Of a device that has lost its stage its last stage's figures stay."""
-        manifests = [bundle.manifest for bundle in self.bundles]
-        self.memory_rows |= memory_table(self.plan, manifests, self.memory)
-
-    def _warn_if_planned_short(self, timed_s: float) -> None:
-        planned_s = self.prediction.step_s if self.prediction is not None else math.inf
-        if timed_s > FAR_FROM_PLAN * planned_s:
-            logger.warning(
-                "a step takes %.1f ms by the stages' own times, %.1f times what the plan was made"
-                " by: another plan may be faster. Small layers are calls and hops more than"
-                " arithmetic. Plan from measured layers (cm.profile(..., measure=True);"
-                " --measure), take larger microbatches, or compare with solver='single_best'",
-                1e3 * timed_s,
-                timed_s / planned_s,
-            )
-
-    def _show_evaluation(self, version: int, values: Mapping[str, float]) -> None:
-        assert self.evaluation is not None
-        self.evaluations[version] = dict(values)
-        row = {name: _jsonable(value) for name, value in values.items()}
-        self._write_row({"version": version, "eval": row})
-        self.tell(EvaluationEvent(version=version, values=values, rows=self.evaluation.rows))
-
-    def _write_row(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics; where the run recovers, a full disk costs rows, not the run."""
-        try:
-            self.metric_lines.append(row)
-        except RecordError as exc:
-            if self.recovery is None:
-                raise
-            if not self._lost_rows:
-                logger.error("%s; rows of metrics are lost until there is room", exc.message)
-            self._lost_rows += 1
-
-    def _show_step(self, news: ev.StepShown) -> None:
-        values = dict(news.values)
-        loss = values.pop("loss")
-        self.losses.append(loss)
-        for name, value in values.items():
-            self.metrics.setdefault(name, []).append(value)
-        if news.step_s is not None and not news.has_evaluated:
-            self.step_times.append(news.step_s)
-        self._write_row(
-            {"step": news.step, "loss": _jsonable(loss), "step_s": news.step_s}
-            | {name: _jsonable(value) for name, value in values.items()}
-            | ({"has_evaluated": True} if news.has_evaluated else {})
-        )
-        for event in self.trace.device_events(news.step, news.step_s):
-            self.tell(event)
-        self.tell(
-            StepEvent(
-                step=news.step, steps=self.steps, loss=loss, step_s=news.step_s, metrics=values
-            )
-        )
-
-
-def _jsonable(value: float) -> float | str:
-    return value if np.isfinite(value) else str(value)
 
 
 def _ties(job: TrainingJob) -> tuple[Tie, ...]:
