@@ -36,6 +36,7 @@ class Body:
         self.pieces = 0
         self.answers = True
         self.whole: list[int | None] = []
+        self.carried: list[tuple[float, int]] = []
 
     async def send(self, to: str, envelope: Envelope, lane: Lane) -> None:
         if self.peer is None:
@@ -55,7 +56,9 @@ class Body:
             )
             self.keeper.do(chunk, envelope, None)
         elif isinstance(message, msg.Seal):
-            self.whole.append(await self.keeper.keep(sender, message.copy, message.manifest))
+            came = await self.keeper.keep(sender, message.copy, message.manifest)
+            self.whole.append(None if came is None else came.came_bytes)
+            self.carried.append((0.0, 0) if came is None else came.seconds_and_bytes)
 
 
 @pytest.fixture
@@ -100,6 +103,32 @@ def test_a_copy_is_sent_whole_once_and_then_only_what_changed(ends):
     assert isinstance(kept, CopyArrays)
     for key, value in state(6).state.items():
         assert np.array_equal(kept.state[key], value)
+
+
+def test_what_a_link_carried_is_measured_between_the_first_piece_and_the_last(ends):
+    owner, holder = ends
+    real, held_up = owner.send, 0.01
+
+    async def slowly(to: str, envelope: Envelope, lane: Lane) -> None:
+        if isinstance(envelope.message, msg.Chunk):
+            await asyncio.sleep(held_up)
+        await real(to, envelope, lane)
+
+    owner.transfers = CopyTransfers(owner.keeper, slowly, lambda event: None)
+
+    async def story() -> None:
+        owner.keeper.store.keep_own(COPY.name, state(5))
+        await send(owner, COPY)
+        small = replace(COPY, version=9, last_layer=9)
+        arrays = CopyArrays(state={("param", "c", "x"): np.full(16, 7, np.float32)})
+        owner.keeper.store.keep_own(small.name, arrays)
+        await send(owner, small)
+
+    asyncio.run(story())
+    (seconds, size_bytes), alone = holder.carried
+    assert size_bytes == 7 * 1024, "the first piece's own way is not seen"
+    assert 7 * held_up <= seconds < 70 * held_up
+    assert alone == (0.0, 0), "of one piece nothing is known"
 
 
 def test_a_fence_breaks_a_transfer_off_and_the_next_epoch_goes_on_from_there(ends):

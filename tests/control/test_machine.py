@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from policy_world import PARTY, PLAN, Policy, solved
@@ -12,6 +13,7 @@ from policy_world import PARTY, PLAN, Policy, solved
 from crowdmesh_jax import control
 from crowdmesh_jax.core import PipelinePlan
 from crowdmesh_jax.errors import FormatError, InvalidValueError
+from crowdmesh_jax.protocol.owners import CopyRoom
 
 
 def test_idle_devices_compile_what_they_hold_first_and_nothing_twice():
@@ -160,6 +162,66 @@ def test_a_stage_is_handed_over_shortly_before_its_device_leaves():
     assert "d1 hands stage 1 over to s1 (it holds a copy of version 0)" in ask.reason
     (answer,) = policy.need(is_still=True)
     assert answer.choice.plan.devices == ("d0", "s1", "d2")
+
+
+ROOM = CopyRoom(layer_bytes=(10,) * 6, device_bytes={})
+"""A stage of two layers has 20 bytes of state."""
+
+
+def departing(leaves_in_s: float, *events: Any, rate: float = 4.0) -> Policy:
+    """d1 is to leave. By the crowd its link to s0 carries `rate`; that to s1 is not known."""
+    policy = Policy(room=ROOM)
+    policy.running(link_bytes_per_s={"d1": {"s0": rate}})
+    ready(policy, ("s0", "k1"))
+    for event in events:
+        policy.tell(event)
+    policy.tell(control.Departing(device="d1", leaves_in_s=leaves_in_s))
+    return policy
+
+
+def test_a_hand_over_begins_early_enough_for_the_state_to_move():
+    policy = departing(10.0)
+    assert policy.tell(control.Tick(), 2.9) == [], "5 s to move, and the lead of 2 s"
+    (ask,) = policy.tell(control.Tick(), 0.2)
+    assert "d1 hands stage 1 over to s0" in ask.reason
+
+
+def test_what_a_link_carried_counts_more_than_what_the_crowd_says():
+    slow = control.LinkMeasured(sender="d1", receiver="s0", bytes_per_s=2.0)
+    policy = departing(20.0, slow)
+    assert policy.tell(control.Tick(), 7.9) == []
+    assert policy.tell(control.Tick(), 0.2), "10 s to move"
+    fast = control.LinkMeasured(sender="d1", receiver="s0", bytes_per_s=6.0)
+    policy = departing(20.0, slow, fast)
+    assert policy.tell(control.Tick(), 12.9) == [], "4 bytes a second, of both"
+    assert policy.tell(control.Tick(), 0.2)
+    again = departing(20.0, slow, control.Joined(device="s0"))
+    ready(again, ("s0", "k1"))
+    early = again.tell(control.Tick(), 12.9)
+    assert not any(isinstance(ask, control.AskChange) for ask in early), "it may be elsewhere now"
+
+
+def test_who_cannot_have_it_in_time_is_asked_last():
+    policy = departing(4.0)
+    (ask,) = policy.tell(control.Tick(), 3.5)
+    assert "to s1" in ask.reason, "it has to compile, but s0 takes 5 s"
+
+
+def test_a_device_that_leaves_before_a_stage_has_moved_is_given_none():
+    policy = Policy(room=ROOM)
+    policy.running(link_bytes_per_s={d: {"s0": 4.0, "s1": 4.0} for d in PLAN.devices})
+    policy.tell(control.Departing(device="s1", leaves_in_s=6.0))
+    (answer,) = policy.need((1,), ("d1",), copies_of={"s1": (1,)})
+    assert answer.choice.plan.devices == ("d0", "s0", "d2")
+
+
+def test_a_wanted_move_waits_for_the_compiler_no_longer_than_moving_allows():
+    policy = Policy(room=ROOM)
+    policy.running(link_bytes_per_s={"d1": {"s0": 4.0}})
+    assert policy.tell(moves(("d1", "s0"), leaves_in_s=8.0)) == []
+    assert policy.tell(control.Tick(), 1.9) == []
+    (ask,) = policy.tell(control.Tick(), 0.2)
+    assert "d1 hands stage 1 over to s0" in ask.reason
 
 
 def test_who_stays_after_all_keeps_its_stage():
@@ -371,6 +433,9 @@ def test_what_was_told_can_be_told_again_from_its_plain_form():
     policy.tell(control.CopyStored(device="s1", first_layer=2, last_layer=3, version=0))
     policy.tell(control.CopyGone(device="s1", first_layer=2))
     policy.tell(control.TransferFailed(device="s1", reason="late"))
+    policy.tell(control.LinkMeasured(sender="d0", receiver="s1", bytes_per_s=1e6))
+    policy.tell(control.CompileFailed(device="s1", key="k1"))
+    policy.running(link_bytes_per_s={"d0": {"s1": 2e6}})
     policy.tell(control.Tick(), 3.0)
     again = control.ControlState()
     for now_s, event, actions in policy.entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.mobility import Sightings
 from crowdmesh_jax.propagation import make_replication_policy
 from crowdmesh_jax.protocol.owners import CopyRoom, ring_holders
-from crowdmesh_jax.runtime.placing import Placer, Presence, known_hazards, unprotected
+from crowdmesh_jax.runtime.placing import Placer, Presence, known_hazards, unprotected, with_rates
 
 NAMES = tuple(f"device-{i}" for i in range(4))
 
@@ -126,7 +127,7 @@ def test_who_leaves_or_does_not_store_is_given_no_copies():
     assert kept(leaving=(*spares, "device-1")) == [(), ("device-0",)], "owners leave as well"
 
 
-def test_a_policy_knows_what_copies_there_are_and_what_room():
+def test_a_policy_knows_what_copies_there_are_what_room_and_what_links_carried():
     job, _ = small_job()
     plan = even_plan(job, 2)
     seen = []
@@ -140,14 +141,26 @@ def test_a_policy_knows_what_copies_there_are_and_what_room():
 
     made = placer(Looks(), room_bytes=lambda: {"device-3": 10.0})
     stored = {"device-2": ((0, (1, 7)), (2, (3, 5)))}
-    made.decide(plan, 0.1, stored=stored)
+    rates = {"device-0": {"device-2": 1e5}}
+    made.decide(plan, 0.1, stored=stored, measured_bytes_per_s=rates)
     (view,) = seen
+    assert view.crowd.link("device-0", "device-2").bandwidth_bytes_per_s == 1e5
+    back = view.crowd.link("device-2", "device-0")
+    assert back.bandwidth_bytes_per_s > 1e6, "nothing was measured that way round"
+    assert view.crowd.devices == cm.Crowd.local((1.0,) * 4).devices
     assert [(h.device, h.first_layer, h.last_layer, h.version) for h in view.holdings] == [
         ("device-2", 0, 1, 7), ("device-2", 2, 3, 5),
     ]  # fmt: skip
     assert view.budget.memory_bytes == {"device-3": 10}
     full = placer("mobility", room_bytes=lambda: dict.fromkeys(NAMES, 0.0))
     assert {item.lack for item in full.decide(plan, 0.1).unprotected} == {"memory"}
+
+
+def test_a_measured_link_takes_the_place_of_the_crowds_and_joins_nobody():
+    far = cm.Link(source="device-0", target="device-1", bandwidth_bytes_per_s=5.0, latency_s=2.0)
+    crowd = replace(cm.Crowd.local((1.0,) * 3), links=(far,), default_link=None)
+    made = with_rates(crowd, {"device-0": {"device-1": 7.0, "device-2": 9.0}})
+    assert made.links == (replace(far, bandwidth_bytes_per_s=7.0),)
 
 
 def test_a_runs_hazards_are_its_cells_and_the_groups_that_the_user_named():

@@ -23,7 +23,7 @@ from ..protocol import messages as msg
 from ..protocol.common import ROUND_TRIP, Fault, Slot
 from ..transport import Lane, PeerGone, Received, ShapedTransport, Transport
 from .compute import ComputeThread
-from .copies import CopyLimits
+from .copies import CopyLimits, Incoming
 from .envelope import EVALUATION, TRAINING, Envelope, seal, unseal
 from .keeper import DamagedCopyError, Keeper
 from .memory import MemoryWatch
@@ -359,18 +359,27 @@ class Appliance:
 
     async def _seal_copy(self, action: ev.SealCopy) -> None:
         life, copy = self._life, action.copy
-        came_bytes = await self._keeper.keep(action.sender, copy, action.manifest)
+        came = await self._keeper.keep(action.sender, copy, action.manifest)
         if life != self._life:
             self._keeper.drop_unless_known(copy, self.state.copies)
             return
+        if came is not None:
+            await self._tell_carried(action.sender, came)
         sealed = ev.CopySealed(
             copy=copy,
             epoch=action.epoch,
-            is_whole=came_bytes is not None,
+            is_whole=came is not None,
             checksum=action.manifest.checksum,
-            came_bytes=came_bytes or 0,
+            came_bytes=came.came_bytes if came is not None else 0,
         )
         self._put(sealed)
+
+    async def _tell_carried(self, sender: str, came: Incoming) -> None:
+        seconds, size_bytes = came.seconds_and_bytes
+        if seconds > 0 and size_bytes > 0:
+            told = {"sender": sender, "seconds": seconds, "bytes": size_bytes}
+            frame = seal(Envelope(None, extra={"carried": told}))
+            await self._deliver(self.coordinator, frame, Lane.CONTROL)
 
     # Around the run ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,9 @@ class Incoming:
     came: set[int] = field(default_factory=set)
     came_bytes: int = 0
     """Of this attempt."""
+    _first_bytes: int = 0
+    _first_s: float = 0.0
+    _last_s: float = 0.0
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -80,6 +84,12 @@ class Incoming:
     def size_bytes(self) -> int:
         """What it takes now."""
         return 0 if self.buffer is None else self.buffer.size
+
+    @property
+    def seconds_and_bytes(self) -> tuple[float, int]:
+        """From the first piece's arrival to the last one's, and what came between: what the link
+        carried. Of a single piece it says nothing: both are 0."""
+        return self._last_s - self._first_s, self.came_bytes - self._first_bytes
 
     def put(self, offset_bytes: int, piece: np.ndarray) -> None:
         """Adds a piece.
@@ -99,6 +109,9 @@ class Incoming:
             self.buffer = np.empty(self.offer.packing.size_bytes, np.uint8)
         self.buffer[start:stop] = piece
         self.came.add(index)
+        self._last_s = time.monotonic()
+        if not self.came_bytes:
+            self._first_s, self._first_bytes = self._last_s, piece.size
         self.came_bytes += piece.size
 
     def complete(self, manifest: Manifest) -> str:

@@ -20,7 +20,7 @@ from ..protocol.common import Slot
 from ..protocol.evidence import Copy
 from ..protocol.recovery_messages import Manifest
 from . import packing
-from .copies import CopyLimits, CopyStore, Name, OnDisk, write
+from .copies import CopyLimits, CopyStore, Incoming, Name, OnDisk, write
 from .envelope import Envelope, Key
 from .packing import CopyArrays, Offer
 from .slots import Slots
@@ -114,18 +114,16 @@ class Keeper:
         except FrameError as exc:
             logger.error("%s: refused: %s", action.sender, exc.message)
 
-    async def keep(self, sender: str, copy: Copy, manifest: Manifest) -> int | None:
+    async def keep(self, sender: str, copy: Copy, manifest: Manifest) -> Incoming | None:
         """Checks what came and makes it whole at once.
 
         Returns:
-            The bytes of it that were sent, all others were here; None: it is not whole, or there is
-            no room.
+            How it came; None: it is not whole, or there is no room.
         """
         name = copy.name
         incoming = self.store.incoming(sender, name)
         if incoming is None:
             return None
-        came_bytes = incoming.came_bytes
         fault = await asyncio.to_thread(incoming.complete, manifest)
         if self.store.incoming(sender, name) is not incoming:
             return None  # a fence came between
@@ -147,8 +145,8 @@ class Keeper:
                 self.store.written(name, None)
                 return None
             self.store.written(name, file)
-        self._came_bytes[name] = came_bytes
-        return came_bytes
+        self._came_bytes[name] = incoming.came_bytes
+        return incoming
 
     # What is read and sent -----------------------------------------------------------------------
 

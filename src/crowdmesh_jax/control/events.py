@@ -15,7 +15,7 @@ Times are seconds of one clock, the body's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import values
@@ -89,6 +89,8 @@ class Running:
     """Per stage of the plan, the name of what a device must have ready to run it."""
     step: int
     steps: int
+    link_bytes_per_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Owner -> member -> what the link carries, by the crowd."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,15 @@ class CopyStored:
     first_layer: int
     last_layer: int
     version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkMeasured:
+    """What a link carried of a copy, beside all that training sent over it meanwhile."""
+
+    sender: str
+    receiver: str
+    bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +197,7 @@ class Tick:
 ControlEvent = (
     Joined | Lost | Departing | MovesWanted | Running | StepCommitted | ProgramCompiled | PlanSolved
     | OwnersNeeded | WaveKept | HoldersWanted | Tick | CopyStored | CopyGone | TransferFailed
-    | CompileFailed
+    | CompileFailed | LinkMeasured
 )  # fmt: skip
 
 # Actions ----------------------------------------------------------------------------------------
@@ -247,7 +258,7 @@ _KINDS: Mapping[str, type] = {
     for cls in (
         Joined, Lost, Departing, MovesWanted, Running, StepCommitted, ProgramCompiled, PlanSolved,
         OwnersNeeded, WaveKept, HoldersWanted, Tick, CopyStored, CopyGone, TransferFailed,
-        CompileFailed, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
+        CompileFailed, LinkMeasured, Solve, Compile, AskChange, AskHolders, AskInterval, Answer,
     )
 }  # fmt: skip
 

@@ -93,5 +93,10 @@ def forget(state: ControlState, device: str) -> ControlState:
     return replace(
         state,
         stored={name: kept for name, kept in state.stored.items() if name != device},
+        measured_bytes_per_s={
+            sender: {name: rate for name, rate in rates.items() if name != device}
+            for sender, rates in state.measured_bytes_per_s.items()
+            if sender != device
+        },
         failed=tuple(name for name in state.failed if name != device),
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..core.crowd import DeviceId
 from ..propagation.handover import SOON_S
 from . import events as ev
 from .holding import version_held
+from .moving import longest_move_s, moving_s
 from .state import ControlState, Foreseen
 from .turn import Turn, holders_of
 
@@ -24,8 +25,8 @@ def not_leaving(turn: Turn, device: str) -> None:
 
 
 def announced(turn: Turn) -> set[str]:
-    """Who departs within the lead, as it said."""
-    soon_s = turn.now_s + turn.state.terms.lead_s
+    """Who departs within the lead and the time that a stage takes to move, as it said."""
+    soon_s = turn.now_s + turn.state.terms.lead_s + longest_move_s(turn.state)
     return {d for d, leaves_s in turn.state.departing.items() if leaves_s <= soon_s}
 
 
@@ -146,7 +147,8 @@ def _is_time(turn: Turn, moves: tuple[Handed, ...]) -> bool:
     for move in lacks:
         turn.compile(move.to, state.plan, move.stage)
     ends_s = min((state.moves[m.owner].leaves_s for m in moves), default=math.inf)
-    return not lacks or ends_s - turn.now_s <= state.terms.lead_s / 2
+    move_s = max((moving_s(state, m.stage, m.to) for m in moves), default=0.0)
+    return not lacks or ends_s - turn.now_s <= state.terms.lead_s / 2 + move_s
 
 
 def _to_idle(turn: Turn, moves: list[Handed]) -> list[Handed]:
@@ -155,26 +157,35 @@ def _to_idle(turn: Turn, moves: list[Handed]) -> list[Handed]:
     assert state.plan is not None
     barred = {*leaving(turn), *(move.to for move in moves), *state.departing}
     idle = [device for device in state.idle() if device not in barred]
-    due, moved, found = announced(turn), {move.stage for move in moves}, []
+    moved, found = {move.stage for move in moves}, []
     for index, stage in enumerate(state.plan.stages):
-        if stage.device not in due or index in moved or not idle:
+        leaves_s = state.departing.get(stage.device)
+        if leaves_s is None or index in moved or not idle:
             continue
-        holds, key = holders_of(state.holders, stage.first_layer), state.keys[index]
-
-        def rank(
-            device: str, stage: Any = stage, holds: Any = holds, key: str = key
-        ) -> tuple[bool, int, bool, int]:
-            is_ready = key in state.ready.get(device, ())
-            newest = -version_held(state, device, stage)
-            return not is_ready, newest, device not in holds, idle.index(device)
-
-        best = min(idle, key=rank)
-        left_s = state.departing[stage.device] - turn.now_s
-        if rank(best)[0] and left_s > state.terms.lead_s / 2:
-            continue  # it compiles: there is time for that
-        idle.remove(best)
-        found.append(Handed(index, str(stage.device), best))
+        left_s = leaves_s - turn.now_s
+        ranked = [
+            (*_rank(state, index, device, left_s), order, device)
+            for order, device in enumerate(idle)
+        ]
+        _, lacks_programs, *_, best = min(ranked)
+        # Until half of the lead it may compile.
+        lead_s = state.terms.lead_s / 2 if lacks_programs else state.terms.lead_s
+        if left_s <= lead_s + moving_s(state, index, best):
+            idle.remove(best)
+            found.append(Handed(index, str(stage.device), best))
     return found
+
+
+def _rank(
+    state: ControlState, index: int, device: str, left_s: float
+) -> tuple[bool, bool, int, bool]:
+    """Of a device that may take a stage whose owner leaves in `left_s`; the least is the best."""
+    assert state.plan is not None
+    stage = state.plan.stages[index]
+    is_late = moving_s(state, index, device) > left_s
+    lacks_programs = state.keys[index] not in state.ready.get(device, ())
+    is_holder = device in holders_of(state.holders, stage.first_layer)
+    return is_late, lacks_programs, -version_held(state, device, stage), not is_holder
 
 
 def _has_stage(state: ControlState, device: str) -> bool:

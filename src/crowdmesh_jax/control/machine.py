@@ -9,6 +9,7 @@ Departing      its stage goes to an idle device before it leaves, rather one tha
 MovesWanted    stages go where the replication policy says, at one stop, once all have the programs
 TransferFailed copies go to another holder
 CompileFailed  the device may be asked again
+LinkMeasured   hand-overs over that link begin as early as they need to
 PlanSolved     taken at the next standstill if it saves more than the change costs
 """
 
@@ -44,6 +45,7 @@ from .leaving import (
     on_moves_wanted,
     settled,
 )
+from .moving import on_link_measured
 from .state import KEPT_PLANS, ControlState
 from .turn import Turn, stage_name
 
@@ -121,6 +123,7 @@ def _on_running(turn: Turn, event: ev.Running) -> None:
         is_running=True,
         step=event.step,
         steps=event.steps,
+        link_bytes_per_s=event.link_bytes_per_s,
         need=None,
         wish=None,
         wish_reason="",
@@ -328,6 +331,7 @@ _HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.HoldersWanted: _on_holders_wanted,
     ev.CopyStored: on_copy_stored,
     ev.CopyGone: on_copy_gone,
+    ev.LinkMeasured: on_link_measured,
     ev.TransferFailed: on_transfer_failed,
     ev.Tick: _on_tick,
 }

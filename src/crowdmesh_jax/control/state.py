@@ -53,7 +53,7 @@ class ControlTerms:
     speeds: Mapping[str, float] = field(default_factory=dict)
     """Of devices, relative: the fastest are planned for. Without: all alike."""
     lead_s: float = 2.0
-    """A hand-over starts so long before a departure, beside what moving takes."""
+    """A hand-over starts so long before a departure, beside what moving the state takes."""
 
     def __post_init__(self) -> None:
         if self.copies < 1 or self.worth < 1:
@@ -120,6 +120,10 @@ class ControlState:
     """What the last waves cost: the time of their steps beyond the usual."""
     stored: Mapping[str, tuple[tuple[int, tuple[int, int]], ...]] = field(default_factory=dict)
     """Device -> (first layer, (last layer, version)) of the newest copies that it said it has."""
+    link_bytes_per_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Owner -> member -> what the link carries, by the crowd."""
+    measured_bytes_per_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Sender -> receiver -> what it carried of copies."""
     failed: tuple[str, ...] = ()
     """Holders that did not store what they should, since they last did."""
     ahead: tuple[tuple[str, ...], ...] = ()

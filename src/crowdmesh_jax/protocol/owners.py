@@ -154,7 +154,11 @@ class CopyRoom:
 
     def needs(self, stage: Stage) -> int:
         """What a holder of the stage's copies must have room for."""
-        return HELD_VERSIONS * sum(self.layer_bytes[layer] for layer in stage.layers)
+        return HELD_VERSIONS * self.state_bytes(stage)
+
+    def state_bytes(self, stage: Stage) -> int:
+        """Of one version."""
+        return sum(self.layer_bytes[layer] for layer in stage.layers)
 
 
 Hazards = Mapping[str, Collection[str]]

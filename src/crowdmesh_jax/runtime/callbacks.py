@@ -50,9 +50,10 @@ class Control:
             self._send(ev.CheckpointAsked())
 
     def depart(self, device: str, *, in_s: float) -> None:
-        """A device is going to leave: its battery is low, its user said so, or your own prediction
-        of its movement does. Its stage is handed over to an idle device shortly before, at a
-        step's end, and no work is lost. Needs a run with recovery; elsewhere nothing happens.
+        """A device is going to leave: its battery is low, its user said so, or your own
+        prediction of its movement does. Its stage is handed over to an idle device before that,
+        at a step's end, as early as its state needs to move, and no work is lost. Needs a run
+        with recovery; elsewhere nothing happens.
 
         Args:
             in_s: Seconds from now; infinite: it stays after all.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 Stored = Mapping[str, Sequence[tuple[int, tuple[int, int]]]]
 """Device -> (first layer, (last layer, version)) of the newest copies that it said it has."""
+Rates = Mapping[str, Mapping[str, float]]
+"""Sender -> receiver -> bytes per second."""
 Watch = Callable[[], Sightings | None]
 """What is known of places now; rows as the crowd's devices. None: nothing yet."""
 
@@ -109,6 +111,8 @@ class Placer:
         self.policy = policy
         self.presence = Presence(tuple(str(device.id) for device in crowd.devices))
         self._crowd, self._profile = crowd, profile
+        self._rates: Rates = {}
+        self._measured = crowd
         self._copies, self._room_bytes = copies, room_bytes
         self._crash_per_s, self._detect_s = crash_per_s, detect_s
         self._watch, self._range_m = watch, range_m
@@ -124,12 +128,15 @@ class Placer:
         *,
         stored: Stored | None = None,
         leave_in_s: Mapping[str, float] | None = None,
+        measured_bytes_per_s: Rates | None = None,
     ) -> PolicyDecision:
         """The policy's wishes now.
 
         Args:
             stored: The copies that devices said they have.
             leave_in_s: Of devices that announced to leave.
+            measured_bytes_per_s: Sender -> receiver -> what the link carried of copies; others are
+                as the crowd says.
 
         Raises:
             InvalidValueError: `watch` gave rows for another number of devices.
@@ -146,7 +153,7 @@ class Placer:
             PolicyView(
                 plan=plan,
                 profile=profile,
-                crowd=self._crowd,
+                crowd=self._crowd_by(measured_bytes_per_s or {}),
                 costs=Costs(
                     step_s=step_s, detect_s=self._detect_s, crash_per_s=self._crash_per_s
                 ),
@@ -168,6 +175,12 @@ class Placer:
         )  # fmt: skip
         self._standing, self._handovers = decision.replicas, decision.handovers
         return decision
+
+    def _crowd_by(self, rates: Rates) -> Crowd:
+        """The crowd, with the links as they were measured."""
+        if rates != self._rates:
+            self._rates, self._measured = rates, with_rates(self._crowd, rates)
+        return self._measured
 
     def _budget(self) -> Budget:
         room = {device: int(size) for device, size in self._room_bytes().items()}
@@ -226,6 +239,22 @@ class Placer:
             )
             for index, stage in enumerate(plan.stages)
         )
+
+
+def with_rates(crowd: Crowd, rates: Rates) -> Crowd:
+    """The crowd with other bandwidths of some links.
+
+    Args:
+        rates: Sender -> receiver -> bytes per second; of pairs that cannot talk nothing changes.
+    """
+    known = {(link.source, link.target): link for link in crowd.links}
+    for sender, figures in rates.items():
+        for receiver, bytes_per_s in figures.items():
+            link = crowd.link(sender, receiver)
+            if link is not None:
+                found = replace(link, bandwidth_bytes_per_s=bytes_per_s)
+                known[link.source, link.target] = found
+    return replace(crowd, links=tuple(known.values()))
 
 
 def _holdings(profile: ModelProfile, ids: Sequence[str], stored: Stored) -> tuple[Holding, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import control
-from ..core import DeviceId, PipelinePlan
+from ..core import Crowd, DeviceId, PipelinePlan
 from ..errors import CrowdMeshError, RecordError
 from ..programs import StageBundle
 from ..propagation.handover import SOON_S
@@ -72,6 +72,7 @@ class PolicyBody:
     def __init__(
         self,
         terms: control.ControlTerms,
+        crowd: Crowd,
         outfitter: Outfitter,
         planner: Planner,
         *,
@@ -82,7 +83,7 @@ class PolicyBody:
         log: Journal | None = None,
     ) -> None:
         self.state = control.ControlState(terms=terms)
-        self._outfitter, self._planner = outfitter, planner
+        self._crowd, self._outfitter, self._planner = crowd, outfitter, planner
         self._ask, self._post, self._spawn = ask, post, spawn
         self._placer = placer
         self._placed_s = 0.0
@@ -138,6 +139,7 @@ class PolicyBody:
                 plan,
                 statistics.median(state.usual_s) if state.usual_s else 1.0,
                 stored=state.stored,
+                measured_bytes_per_s=state.measured_bytes_per_s,
                 leave_in_s=leave_in_s,
             )
             holders = placer.holders(
@@ -224,8 +226,18 @@ class PolicyBody:
                 holders=state.holders,
                 step=state.committed,
                 steps=state.started.steps,
+                link_bytes_per_s=self._links(state),
             )
         )
+
+    def _links(self, state: CoordinatorState) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for owner in state.devices:
+            for device in state.party:
+                link = None if device == owner else self._crowd.link(owner, device)
+                if link is not None:
+                    found.setdefault(owner, {})[device] = link.bandwidth_bytes_per_s
+        return found
 
     def needed(self, need: OwnersNeed) -> None:
         """A decision asks who takes what was lost."""

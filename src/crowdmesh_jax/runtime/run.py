@@ -35,7 +35,7 @@ from .outfit import Outfitter
 from .placing import Placer
 from .policy import Planner, PolicyBody
 from .recovery import RecoveryClock
-from .told import Span, read_memory, read_spans
+from .told import Span, read_carried, read_memory, read_spans
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class Run:
         self._load_state = load_state
         self._policy = PolicyBody(
             terms,
+            crew.crowd,
             outfitter,
             planner,
             ask=self._put,
@@ -218,6 +219,10 @@ class Run:
             self._put(ev.MessageReceived(sender=item.peer, message=envelope.message), envelope)
         elif "prepared" in envelope.extra or "unprepared" in envelope.extra:
             self._take_prepared(item.peer, envelope.extra)
+        elif "carried" in envelope.extra:
+            measured = read_carried(item.peer, envelope.extra["carried"])
+            if measured is not None and measured.sender in self._state.party:
+                self._policy.tell(measured)
         elif isinstance(loaded := envelope.extra.get("loaded"), Mapping):
             self._clock.loaded(item.peer, loaded)
         elif isinstance(step := envelope.extra.get("ask_rows"), int):

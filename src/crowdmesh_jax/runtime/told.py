@@ -1,11 +1,13 @@
-"""What devices tell beside the protocol, checked when it is read: op times, memory."""
+"""What devices tell beside the protocol, checked when it is read: op times, memory, links."""
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..control import LinkMeasured
 from .memory import MemoryReport
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,19 @@ def read_spans(device: str, spans: Any) -> list[Span]:
     except (TypeError, ValueError) as exc:
         logger.error("op times of %s were refused: %s", device, exc)
         return []
+
+
+def read_carried(device: str, figures: Any) -> LinkMeasured | None:
+    """What a link to it carried of a copy; None, and a line in the log, where it cannot be read."""
+    try:
+        rate = float(figures["bytes"]) / float(figures["seconds"])
+        sender = figures["sender"]
+        if not (isinstance(sender, str) and 0 < rate < math.inf):
+            raise ValueError(f"{rate} bytes a second from {str(sender)[:40]!r}")
+    except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
+        logger.error("what a link carried to %s was refused: %s", device, exc)
+        return None
+    return LinkMeasured(sender=sender, receiver=device, bytes_per_s=rate)
 
 
 def read_memory(device: str, figures: Any) -> MemoryReport | None:
