@@ -197,8 +197,15 @@ def test_what_a_link_carried_counts_more_than_what_the_crowd_says():
     assert policy.tell(control.Tick(), 0.2)
     again = departing(20.0, slow, control.Joined(device="s0"))
     ready(again, ("s0", "k1"))
-    early = again.tell(control.Tick(), 12.9)
+    early = again.tell(control.Tick(), 9.0)
     assert not any(isinstance(ask, control.AskChange) for ask in early), "it may be elsewhere now"
+    due = again.tell(control.Tick(), 4.1)
+    assert any(isinstance(ask, control.AskChange) for ask in due)
+    owner = departing(20.0, slow, control.Joined(device="d1"))
+    early = owner.tell(control.Tick(), 9.0)
+    assert not any(isinstance(ask, control.AskChange) for ask in early), "so may the other end"
+    other = control.LinkMeasured(sender="d1", receiver="s1", bytes_per_s=1e6)
+    assert departing(20.0, slow, other).tell(control.Tick(), 8.1), "s0's figure stands"
 
 
 def test_who_cannot_have_it_in_time_is_asked_last():
@@ -209,7 +216,8 @@ def test_who_cannot_have_it_in_time_is_asked_last():
 
 def test_a_device_that_leaves_before_a_stage_has_moved_is_given_none():
     policy = Policy(room=ROOM)
-    policy.running(link_bytes_per_s={d: {"s0": 4.0, "s1": 4.0} for d in PLAN.devices})
+    fast, slow = {"s0": 4e6, "s1": 4e6}, {"s0": 4.0, "s1": 4.0}
+    policy.running(link_bytes_per_s={"d0": fast, "d1": slow, "d2": fast})
     policy.tell(control.Departing(device="s1", leaves_in_s=6.0))
     (answer,) = policy.need((1,), ("d1",), copies_of={"s1": (1,)})
     assert answer.choice.plan.devices == ("d0", "s0", "d2")

@@ -47,12 +47,14 @@ def test_a_stage_is_handed_over_before_its_device_leaves(tmp_path, cache_dir):
     plan = even_plan(job, 2)
     with cm.launch(cm.Crowd.local((1.0,) * 3), cache_dir=cache_dir) as crew:
         told: list[int] = []
+        until_s = time.monotonic() + 120.0  # on a quiet machine it takes seconds
 
         def leave(event, control):
             if isinstance(event, cm.RecoveryEvent):
                 control.stop("it has moved")
             if not isinstance(event, cm.StepEvent):
                 return
+            assert time.monotonic() < until_s, "nothing was prepared, or nothing has moved"
             time.sleep(0.005)
             if not told and event.step >= 20 and prepared(tmp_path / "x", "device-2") == 2:
                 told.append(event.step)

@@ -17,6 +17,8 @@ from crowdmesh_jax.record import read_journal
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
 WIDTH = 384
 LEAVES_IN_S = 8.0
+WAIT_S = 120.0
+"""For what takes seconds on a quiet machine."""
 
 
 def wide_job() -> tuple[cm.TrainingJob, cm.ArraySource]:
@@ -36,11 +38,13 @@ def test_a_link_that_carries_more_than_the_crowd_says_lets_a_stage_stay_longer(t
     slow = cm.Link(source="device-1", target="device-2", bandwidth_bytes_per_s=5e4)
     crowd = replace(cm.Crowd.local((1.0,) * 3), links=(slow,))
     told: list[int] = []
+    until_s = time.monotonic() + WAIT_S
 
     def leave(event, control):
         if isinstance(event, cm.RecoveryEvent):
             control.stop("it has moved")
         if isinstance(event, cm.StepEvent):
+            assert time.monotonic() < until_s, "nothing was measured, or nothing has moved"
             time.sleep(0.005)
             if not told and event.step >= 20:
                 log = (tmp_path / "x" / "policy.jsonl").read_text()
@@ -57,6 +61,8 @@ def test_a_link_that_carries_more_than_the_crowd_says_lets_a_stage_stay_longer(t
     (taken,) = change.take_overs
     assert (taken.before, taken.device, change.lost) == ("device-1", "device-2", ())
     lines = [line for line in read_journal(result.run_dir / "policy.jsonl") if "event" in line]
+    running = next(line["event"] for line in lines if line["event"]["kind"] == "Running")
+    assert running["link_bytes_per_s"]["device-1"]["device-2"] == 5e4
     measured = [line["event"] for line in lines if line["event"]["kind"] == "LinkMeasured"]
     assert {(m["sender"], m["receiver"]) for m in measured} >= {("device-1", "device-2")}
     assert all(1e5 < m["bytes_per_s"] < 1e12 for m in measured)
