@@ -10,11 +10,13 @@ import pytest
 from support.training import even_plan, small_job
 
 import crowdmesh_jax as cm
+from crowdmesh_jax import control
 from crowdmesh_jax.errors import InvalidValueError
 from crowdmesh_jax.mobility import Sightings
 from crowdmesh_jax.propagation import make_replication_policy
 from crowdmesh_jax.protocol.owners import CopyRoom, ring_holders
 from crowdmesh_jax.runtime.placing import Placer, Presence, known_hazards, unprotected, with_rates
+from crowdmesh_jax.runtime.policy import PolicyBody
 
 NAMES = tuple(f"device-{i}" for i in range(4))
 
@@ -154,6 +156,33 @@ def test_a_policy_knows_what_copies_there_are_what_room_and_what_links_carried()
     assert view.budget.memory_bytes == {"device-3": 10}
     full = placer("mobility", room_bytes=lambda: dict.fromkeys(NAMES, 0.0))
     assert {item.lack for item in full.decide(plan, 0.1).unprotected} == {"memory"}
+
+
+def test_a_run_tells_its_policy_what_links_carried():
+    asked = []
+
+    class Looks:
+        presence = Presence(NAMES)
+
+        def decide(self, plan, step_s, **known):
+            asked.append(known["measured_bytes_per_s"])
+            raise ZeroDivisionError("it has seen enough")
+
+    body = PolicyBody(
+        control.ControlTerms(), cm.Crowd.local((1.0,) * 4), None, None, ask=asked.append,
+        post=lambda *args: None, spawn=lambda *args: None, placer=Looks(),
+    )  # fmt: skip
+    job, _ = small_job()
+    body.tell(
+        control.Running(
+            epoch=1, plan=even_plan(job, 2), party=NAMES[:2], holders=(), keys=("a", "b"), step=0,
+            steps=9,
+        )
+    )  # fmt: skip
+    body.tell(control.LinkMeasured(sender="device-0", receiver="device-2", bytes_per_s=1e5))
+    body.tick()
+    body.close()
+    assert asked == [{"device-0": {"device-2": 1e5}}]
 
 
 def test_a_measured_link_takes_the_place_of_the_crowds_and_joins_nobody():

@@ -152,3 +152,28 @@ def test_of_two_who_took_a_stage_over_the_last_is_told():
     event = story.stepped()
     assert [(o.device, o.before) for o in event.take_overs] == [("device-3", "device-2")]
     assert (event.how, event.replayed_steps) == ("replay", 3)
+
+
+def test_who_is_given_the_same_stage_twice_is_told_once():
+    story = Story()
+    story.opened("device-1")
+    story.recovered(taking_over(4, version=1))
+    story.opened("device-9")
+    story.recovered(taking_over(3, version=3, is_rollback=True))
+    event = story.stepped()
+    assert [(o.device, o.from_version) for o in event.take_overs] == [("device-2", 3)]
+
+
+def test_a_take_over_that_other_cuts_undid_is_not_told():
+    story = Story()
+    story.opened("device-1")
+    story.recovered(taking_over(4, version=1))
+    story.opened("device-2")
+    alone = cm.PipelinePlan.even(2, ["device-0"], microbatches=2)
+    restore = StageAction(stage=0, device=DeviceId("device-0"), act="restore", version=3)
+    story.recovered(
+        Decision(epoch=4, base=3, plan=alone, actions=(restore,), is_rollback=True), redone=1
+    )
+    event = story.stepped()
+    assert [(o.device, o.layers) for o in event.take_overs] == [("device-0", (0, 1))]
+    assert (event.how, event.lost) == ("rollback", ("device-1", "device-2"))
