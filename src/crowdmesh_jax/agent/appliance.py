@@ -363,8 +363,6 @@ class Appliance:
         if life != self._life:
             self._keeper.drop_unless_known(copy, self.state.copies)
             return
-        if came is not None:
-            await self._tell_carried(action.sender, came)
         sealed = ev.CopySealed(
             copy=copy,
             epoch=action.epoch,
@@ -373,6 +371,8 @@ class Appliance:
             came_bytes=came.came_bytes if came is not None else 0,
         )
         self._put(sealed)
+        if came is not None:
+            await self._tell_carried(action.sender, came)
 
     async def _tell_carried(self, sender: str, came: Incoming) -> None:
         seconds, size_bytes = came.seconds_and_bytes

@@ -26,6 +26,8 @@ def not_leaving(turn: Turn, device: str) -> None:
 
 def announced(turn: Turn) -> set[str]:
     """Who departs within the lead and the time that a stage takes to move, as it said."""
+    if not turn.state.departing:
+        return set()
     soon_s = turn.now_s + turn.state.terms.lead_s + longest_move_s(turn.state)
     return {d for d, leaves_s in turn.state.departing.items() if leaves_s <= soon_s}
 

@@ -11,7 +11,9 @@ from .state import ControlState
 from .turn import Turn
 
 KEPT_SHARE = 0.5
-"""Of the old figure, when a new one comes: what one copy met says little of the next."""
+"""Of the old figure, when a new one comes: what one copy met says little of the next. Seconds for a
+byte are averaged, not bytes in a second: pieces that a busy receiver takes from its queue at once
+look like a link without limit, and can at most double the figure so."""
 
 
 def on_link_measured(turn: Turn, event: ev.LinkMeasured) -> None:
@@ -19,7 +21,7 @@ def on_link_measured(turn: Turn, event: ev.LinkMeasured) -> None:
     state = turn.state
     known = state.measured_bytes_per_s.get(event.sender, {})
     before = known.get(event.receiver, event.bytes_per_s)
-    now = KEPT_SHARE * before + (1 - KEPT_SHARE) * event.bytes_per_s
+    now = 1 / (KEPT_SHARE / before + (1 - KEPT_SHARE) / event.bytes_per_s)
     figures = {**state.measured_bytes_per_s, event.sender: {**known, event.receiver: now}}
     turn.set(measured_bytes_per_s=figures)
 
