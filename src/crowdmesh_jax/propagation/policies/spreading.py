@@ -46,7 +46,7 @@ def spread(view: PolicyView, ahead: Ahead, placement: Placement) -> Placement:
         def stays(row: int, name: str, owner: str = stage.device, index: int = index) -> float:
             rate = link_bytes_per_s(view, owner, name)
             until_s = MARGIN * sizes[index] / rate if rate > 0 else 0.0
-            return float(ahead.chance_at(until_s)[rows[index], row]) if rate > 0 else 0.0
+            return ahead.lasts_until((rows[index], row), until_s) if rate > 0 else 0.0
 
         found = [
             (float(ahead.stage_s[index, row]), name)
