@@ -20,8 +20,9 @@ def on_link_measured(turn: Turn, event: ev.LinkMeasured) -> None:
     """A copy came over a link."""
     state = turn.state
     known = state.measured_bytes_per_s.get(event.sender, {})
-    before = known.get(event.receiver, event.bytes_per_s)
-    now = 1 / (KEPT_SHARE / before + (1 - KEPT_SHARE) / event.bytes_per_s)
+    now, before = event.bytes_per_s, known.get(event.receiver)
+    if before is not None:
+        now = 1 / (KEPT_SHARE / before + (1 - KEPT_SHARE) / now)
     figures = {**state.measured_bytes_per_s, event.sender: {**known, event.receiver: now}}
     turn.set(measured_bytes_per_s=figures)
 
